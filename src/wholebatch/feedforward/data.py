@@ -1,0 +1,150 @@
+"""The table in memory as an engine takes it: rows, targets, weights; and how an epoch is cut into mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from wholebatch.feedforward.settings import Architecture, Loss
+
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@dataclass(frozen=True)
+class Data:
+    """``x``: ``(N, F)`` dense and C-contiguous, or CSR; ``y``: ``(N,)`` int64 or ``(N, out)``; weights ``(N,)`` or None.
+
+    All numbers are in the net's dtype. Make one with :func:`prepare`, which checks and converts.
+    """
+
+    x: Any
+    y: np.ndarray | None
+    sample_weight: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    def take(self, rows: np.ndarray) -> Data:
+        """These rows, copied, in this order."""
+        y = None if self.y is None else self.y[rows]
+        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        return Data(self.x[rows], y, weight)
+
+
+def prepare_inputs(x: Any, features: int, dtype: torch.dtype) -> Any:
+    """``x`` as a dense C-contiguous ``(N, features)`` array or a canonical CSR matrix, in ``dtype``; no copy where it fits.
+
+    Raises:
+        ValueError: another number of columns, a value that is not finite.
+        TypeError: a net whose dtype no engine knows.
+    """
+    if dtype not in NUMPY_DTYPES:
+        raise TypeError(f"the net's dtype is {dtype}; fit works in torch.float32 and torch.float64: use net.float()")
+    kind = NUMPY_DTYPES[dtype]
+    if scipy.sparse.issparse(x):
+        x = x.tocsr().astype(kind, copy=False)
+        if not x.has_canonical_format:  # an entry that is stored twice means the sum of both
+            x = x.copy()
+            x.sum_duplicates()
+        values = x.data
+    else:
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu().numpy()
+        x = np.ascontiguousarray(x, dtype=kind)
+        values = x
+    if x.ndim != 2 or x.shape[1] != features:
+        raise ValueError(f"x has shape {tuple(x.shape)}; this net takes (N, {features})")
+    if not np.isfinite(values).all():
+        raise ValueError("x has a value that is not finite (nan or inf); fill or drop it before training")
+    return x
+
+
+def prepare(
+    x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss: Loss, dtype: torch.dtype
+) -> Data:
+    """Check and convert inputs, targets and weights for this net and loss.
+
+    Raises:
+        ValueError: lengths or columns that disagree, no rows, a class outside ``0..out_features-1``, a value that is not
+            finite, a negative weight, weights that are all zero.
+    """
+    x = prepare_inputs(x, architecture.in_features, dtype)
+    rows, outputs = x.shape[0], architecture.out_features
+    if rows == 0:
+        raise ValueError("x has no rows")
+    y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+    if y.shape[:1] != (rows,):
+        raise ValueError(f"y has shape {y.shape}, x has {rows} rows; both need the same number of rows")
+    if loss.takes_classes:
+        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+            raise ValueError(f"cross_entropy takes class indices of shape (N,), y is {y.dtype} of shape {y.shape}")
+        y = np.ascontiguousarray(y, dtype=np.int64)
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= outputs:
+            raise ValueError(f"y has classes {low}..{high}, the net has {outputs} outputs (0..{outputs - 1})")
+    else:
+        y = np.ascontiguousarray(y.reshape(rows, -1), dtype=NUMPY_DTYPES[dtype])
+        if y.shape[1] != outputs:
+            raise ValueError(f"y has {y.shape[1]} columns, the net has {outputs} outputs")
+        if not np.isfinite(y).all():
+            raise ValueError("y has a value that is not finite (nan or inf)")
+        if loss.kind == "bce" and (y.min() < 0 or y.max() > 1):
+            raise ValueError(f"bce takes targets in 0..1, y lies in {y.min()}..{y.max()}")
+    if loss.class_weights is not None and len(loss.class_weights) != outputs:
+        raise ValueError(f"{len(loss.class_weights)} class weights were given, the net has {outputs} outputs")
+    if sample_weight is not None:
+        sample_weight = np.ascontiguousarray(sample_weight, dtype=NUMPY_DTYPES[dtype])
+        if sample_weight.shape != (rows,):
+            raise ValueError(f"sample_weight has shape {sample_weight.shape}, x has {rows} rows")
+        if not (np.isfinite(sample_weight).all() and (sample_weight >= 0).all() and sample_weight.any()):
+            raise ValueError("sample weights must be finite, none negative and not all zero")
+    return Data(x, y, sample_weight)
+
+
+def batch_offsets(rows: int, batch_size: int, architecture: Architecture) -> np.ndarray:
+    """Where each mini-batch of an epoch begins, and the end of the last: ``(steps + 1,)`` int64.
+
+    The last mini-batch holds the remainder. A remainder of a *single* example has no variance of its own, and torch's
+    batch norm refuses it; here, under batch norm, it joins the mini-batch before it, so that no row is lost.
+
+    Raises:
+        ValueError: batch norm over fewer than two rows, or a batch size below 1 (below 2 under batch norm).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if architecture.waits:
+        if rows < 2:
+            raise ValueError(f"batch norm needs at least 2 examples to have a variance; there is {rows}")
+        if batch_size < 2:
+            raise ValueError("batch_size is 1; batch norm needs at least 2 examples in a mini-batch")
+    offsets = list(range(0, rows, batch_size)) + [rows]
+    if architecture.waits and len(offsets) > 2 and offsets[-1] - offsets[-2] == 1:
+        del offsets[-2]
+    return np.asarray(offsets, dtype=np.int64)
+
+
+def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of rows in an epoch: a function of seed and epoch alone, so that a resumed run needs no generator state."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+
+
+def split_rows(
+    rows: int, fraction: float, seed: int, stratify: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) row indices, by scikit-learn's ``train_test_split``; stratified where every class allows it."""
+    from sklearn.model_selection import train_test_split
+
+    if stratify is not None and np.bincount(stratify).min(initial=rows) < 2:
+        stratify = None
+    kept, held = train_test_split(np.arange(rows), test_size=fraction, random_state=seed, stratify=stratify)
+    return np.sort(kept), np.sort(held)
+
+
+def as_sizes(sizes: Sequence[int]) -> str:
+    """``784-100-10``: how sizes are written in messages and reports."""
+    return "-".join(map(str, sizes))

@@ -1,0 +1,121 @@
+"""What every engine does, and which one a net gets.
+
+An engine trains a :class:`FeedForward` in place: it reads the net's parameters at the start of an epoch and writes them
+back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was before that
+epoch. There are two: ``native`` (C++, example-threads) and ``reference`` (torch and autograd), and the same tests run over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from wholebatch import kernels
+from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.settings import Loss, Optimizer, Split
+
+Progress = Callable[[int, float], None]
+
+
+class NonFiniteLossError(ValueError):
+    """The loss became nan or infinite. ``step`` counts within the epoch from 1; ``layer`` from 1, 0 is the input."""
+
+    def __init__(self, step: int, layer: int, layers: int, epoch: int | None = None) -> None:
+        self.epoch, self.step, self.layer, self.layers = epoch, step, layer, layers
+        where = f"epoch {epoch}, step {step}" if epoch is not None else f"step {step}"
+        what = "the input" if layer == 0 else f"layer {layer} of {layers}"
+        super().__init__(
+            f"the loss is not finite in {where}; the first value that is not finite appeared in {what}. "
+            "Lower the learning rate, or clip the gradient (max_grad_norm)"
+        )
+
+    def in_epoch(self, epoch: int) -> NonFiniteLossError:
+        """The same error, with the epoch (from 1) named."""
+        return NonFiniteLossError(self.step, self.layer, self.layers, epoch)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """``loss``: mean over the epoch's examples of their mini-batch's loss, before each update."""
+
+    loss: float
+    examples: int
+    steps: int
+
+
+class Engine(Protocol):
+    """Trains ``model`` in place. ``step`` is the number of optimizer steps done; it drives Adam's bias correction and dropout.
+
+    ``optimizer_state`` maps ``"<state name>.<parameter name>"`` (say ``exp_avg.layers.0.weight``) to tensors like the
+    parameter; with ``step`` it is all that a resumed run needs besides the net itself.
+    """
+
+    model: FeedForward
+    step: int
+    optimizer_state: dict[str, Tensor]
+
+    def train_epoch(
+        self,
+        data: Data,
+        order: np.ndarray,
+        offsets: np.ndarray,
+        learning_rates: np.ndarray,
+        progress: Progress | None = None,
+    ) -> EpochResult:
+        """One pass: step s takes rows ``order[offsets[s]:offsets[s+1]]`` with ``learning_rates[s]``.
+
+        ``progress(examples so far, mean loss so far)`` is called a few times a second, on the calling thread.
+
+        Raises:
+            NonFiniteLossError: with the step and the layer.
+            KeyboardInterrupt: within a second of Ctrl-C.
+        """
+        ...
+
+    def gradients(
+        self, data: Data, *, update_running_statistics: bool = False
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The loss of ``data`` as one mini-batch in training mode, and its gradient by parameter name."""
+        ...
+
+    def predict(self, x: object) -> np.ndarray:
+        """Outputs ``(N, out_features)`` in eval mode (running statistics, no dropout), of what ``prepare_inputs`` gave."""
+        ...
+
+
+def make_engine(
+    model: FeedForward,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    seed: int = 0,
+    n_threads: int | None = None,
+    split: Split = "auto",
+    engine: str = "auto",
+) -> Engine:
+    """The engine for this net: ``native`` where the compiled part is there, else ``reference``, which is said once.
+
+    Args:
+        n_threads: example-threads; None chooses by shape and cores. The result does not depend on it.
+        split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
+        engine: ``auto``, ``native`` or ``reference``.
+
+    Raises:
+        ValueError: an unknown engine, ``n_threads`` below 1, or ``native`` where it was not built.
+    """
+    if engine not in ("auto", "native", "reference"):
+        raise ValueError(f"engine is {engine!r}; choose 'auto', 'native' or 'reference'")
+    if n_threads is not None and n_threads < 1:
+        raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
+    if engine == "native" or (engine == "auto" and kernels.native_available(say=True)):
+        from wholebatch.feedforward.native import NativeEngine
+
+        return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split)
+    from wholebatch.feedforward.reference import ReferenceEngine
+
+    return ReferenceEngine(model, loss, optimizer, seed=seed)

@@ -1,0 +1,63 @@
+"""Finding the compiled part, and saying once, with the remedy, where it is missing."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        from wholebatch import _native
+    except ImportError as error:
+        return None, str(error)
+    return _native, ""
+
+
+@functools.cache
+def _say_missing() -> None:
+    warnings.warn(
+        "wholebatch runs on its torch reference, which is slower: the compiled part is missing "
+        f"({_load()[1]}). Install a C++ compiler (Debian: apt install g++) and reinstall wholebatch",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def native_available(*, say: bool = False) -> bool:
+    """Whether the compiled part is there; with ``say``, a missing one is said once per process."""
+    found = _load()[0] is not None
+    if say and not found:
+        _say_missing()
+    return found
+
+
+def native_module() -> ModuleType:
+    """The compiled part.
+
+    Raises:
+        ValueError: it was not built here.
+    """
+    module, why = _load()
+    if module is None:
+        raise ValueError(
+            f"the native engine was not built ({why}): install a C++ compiler and reinstall wholebatch, "
+            "or use engine='reference'"
+        )
+    return module
+
+
+def instruction_set() -> str:
+    """Which build of the kernels runs here: ``avx512``, ``avx2``, ``portable``, or ``none`` without a compiled part.
+
+    ``WHOLEBATCH_INSTRUCTION_SET`` forces one of them, for tests and measurements.
+
+    Raises:
+        ValueError: the variable names a set that is unknown, or that this processor does not have.
+    """
+    if not native_available():
+        return "none"
+    name: str = native_module().instruction_set()
+    return name

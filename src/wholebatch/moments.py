@@ -1,7 +1,7 @@
 """Moments ``(count, mean, M2)`` per channel: the little that workers exchange, and the formulas of batch norm on it.
 
-M2 is the sum of squared deviations from the mean. Two parts merge by Chan's formula, in any grouping, without the cancellation of
-``E[x^2] - E[x]^2`` (at mean 1e3 and std 1 that form has a relative error of 0.5 in float32)::
+M2 is the sum of squared deviations from the mean. Two parts merge by Chan's formula, in any grouping, without the
+cancellation of ``E[x^2] - E[x]^2`` (at mean 1e3 and std 1 that form has a relative error of 0.5 in float32)::
 
     delta = mean_b - mean_a        n = n_a + n_b
     mean  = mean_a + delta * n_b / n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 
 from wholebatch.feedforward.settings import Architecture, Loss
 
-NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+NUMPY_DTYPES: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @dataclass(frozen=True)
 class Data:
-    """``x``: ``(N, F)`` dense and C-contiguous, or CSR; ``y``: ``(N,)`` int64 or ``(N, out)``; weights ``(N,)`` or None.
+    """``x``: ``(N, F)`` C-contiguous, or CSR; ``y``: ``(N,)`` int64 or ``(N, out)``; ``sample_weight``: ``(N,)``.
 
     All numbers are in the net's dtype. Make one with :func:`prepare`, which checks and converts.
     """
@@ -36,48 +37,60 @@ class Data:
         return Data(self.x[rows], y, weight)
 
 
+def as_tensor(values: np.ndarray) -> torch.Tensor:
+    """A tensor on the same memory; a copy where that is read-only (pandas, memory maps), which torch does not know."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def _as_array(values: Any, kind: type[np.generic] | None = None) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, which is refused in our own words
+        return np.ascontiguousarray(values, dtype=kind)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has a value that is not finite (nan, inf, or too large for {values.dtype})")
+
+
 def prepare_inputs(x: Any, features: int, dtype: torch.dtype) -> Any:
-    """``x`` as a dense C-contiguous ``(N, features)`` array or a canonical CSR matrix, in ``dtype``; no copy where it fits.
+    """``x`` as a C-contiguous ``(N, features)`` array or a canonical CSR matrix, in ``dtype``; no copy where it fits.
 
     Raises:
-        ValueError: another number of columns, a value that is not finite.
+        ValueError: another number of columns, a value that is not finite (or not in ``dtype``).
         TypeError: a net whose dtype no engine knows.
     """
     if dtype not in NUMPY_DTYPES:
         raise TypeError(f"the net's dtype is {dtype}; fit works in torch.float32 and torch.float64: use net.float()")
     kind = NUMPY_DTYPES[dtype]
     if scipy.sparse.issparse(x):
-        x = x.tocsr().astype(kind, copy=False)
+        with np.errstate(over="ignore"):
+            x = x.tocsr().astype(kind, copy=False)
         if not x.has_canonical_format:  # an entry that is stored twice means the sum of both
             x = x.copy()
             x.sum_duplicates()
         values = x.data
     else:
-        if isinstance(x, torch.Tensor):
-            x = x.detach().cpu().numpy()
-        x = np.ascontiguousarray(x, dtype=kind)
-        values = x
+        values = x = _as_array(x, kind)
     if x.ndim != 2 or x.shape[1] != features:
         raise ValueError(f"x has shape {tuple(x.shape)}; this net takes (N, {features})")
-    if not np.isfinite(values).all():
-        raise ValueError("x has a value that is not finite (nan or inf); fill or drop it before training")
+    _check_finite("x", values)
     return x
 
 
-def prepare(
-    x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss: Loss, dtype: torch.dtype
-) -> Data:
+def prepare(x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss: Loss, dtype: torch.dtype) -> Data:
     """Check and convert inputs, targets and weights for this net and loss.
 
     Raises:
-        ValueError: lengths or columns that disagree, no rows, a class outside ``0..out_features-1``, a value that is not
-            finite, a negative weight, weights that are all zero.
+        ValueError: lengths or columns that disagree, no rows, a class outside ``0..out_features-1``, a value that is
+            not finite, a negative weight, weights that are all zero.
     """
     x = prepare_inputs(x, architecture.in_features, dtype)
     rows, outputs = x.shape[0], architecture.out_features
     if rows == 0:
         raise ValueError("x has no rows")
-    y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+    y = _as_array(y)
     if y.shape[:1] != (rows,):
         raise ValueError(f"y has shape {y.shape}, x has {rows} rows; both need the same number of rows")
     if loss.takes_classes:
@@ -88,21 +101,21 @@ def prepare(
         if low < 0 or high >= outputs:
             raise ValueError(f"y has classes {low}..{high}, the net has {outputs} outputs (0..{outputs - 1})")
     else:
-        y = np.ascontiguousarray(y.reshape(rows, -1), dtype=NUMPY_DTYPES[dtype])
+        y = _as_array(y.reshape(rows, -1), NUMPY_DTYPES[dtype])
         if y.shape[1] != outputs:
             raise ValueError(f"y has {y.shape[1]} columns, the net has {outputs} outputs")
-        if not np.isfinite(y).all():
-            raise ValueError("y has a value that is not finite (nan or inf)")
+        _check_finite("y", y)
         if loss.kind == "bce" and (y.min() < 0 or y.max() > 1):
             raise ValueError(f"bce takes targets in 0..1, y lies in {y.min()}..{y.max()}")
     if loss.class_weights is not None and len(loss.class_weights) != outputs:
         raise ValueError(f"{len(loss.class_weights)} class weights were given, the net has {outputs} outputs")
     if sample_weight is not None:
-        sample_weight = np.ascontiguousarray(sample_weight, dtype=NUMPY_DTYPES[dtype])
+        sample_weight = _as_array(sample_weight, NUMPY_DTYPES[dtype])
         if sample_weight.shape != (rows,):
             raise ValueError(f"sample_weight has shape {sample_weight.shape}, x has {rows} rows")
-        if not (np.isfinite(sample_weight).all() and (sample_weight >= 0).all() and sample_weight.any()):
-            raise ValueError("sample weights must be finite, none negative and not all zero")
+        _check_finite("sample_weight", sample_weight)
+        if (sample_weight < 0).any() or not sample_weight.any():
+            raise ValueError("sample weights must not be negative, nor all zero")
     return Data(x, y, sample_weight)
 
 
@@ -122,26 +135,36 @@ def batch_offsets(rows: int, batch_size: int, architecture: Architecture) -> np.
             raise ValueError(f"batch norm needs at least 2 examples to have a variance; there is {rows}")
         if batch_size < 2:
             raise ValueError("batch_size is 1; batch norm needs at least 2 examples in a mini-batch")
-    offsets = list(range(0, rows, batch_size)) + [rows]
+    offsets = [*range(0, rows, batch_size), rows]
     if architecture.waits and len(offsets) > 2 and offsets[-1] - offsets[-2] == 1:
         del offsets[-2]
     return np.asarray(offsets, dtype=np.int64)
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of rows in an epoch: a function of seed and epoch alone, so that a resumed run needs no generator state."""
+    """The order of rows in an epoch: a function of seed and epoch alone, so a resumed run needs no generator state."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(rows)
 
 
 def split_rows(
     rows: int, fraction: float, seed: int, stratify: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) row indices, by scikit-learn's ``train_test_split``; stratified where every class allows it."""
+    """(kept, held out) row indices, ascending, by scikit-learn's ``train_test_split``; ``ceil(fraction * rows)`` held.
+
+    With the classes in ``stratify`` each keeps its share on both sides, where every class has two rows and each side
+    has room for every class; otherwise the split is a plain random one.
+
+    Raises:
+        ValueError: a fraction outside ``(0, 1)``, or one that leaves a side empty.
+    """
     from sklearn.model_selection import train_test_split
 
-    if stratify is not None and np.bincount(stratify).min(initial=rows) < 2:
-        stratify = None
-    kept, held = train_test_split(np.arange(rows), test_size=fraction, random_state=seed, stratify=stratify)
+    if stratify is not None:
+        counts = np.unique(stratify, return_counts=True)[1]
+        held_rows = math.ceil(fraction * rows)
+        if counts.min(initial=rows) < 2 or len(counts) > min(held_rows, rows - held_rows):
+            stratify = None
+    kept, held = train_test_split(np.arange(rows), test_size=float(fraction), random_state=seed, stratify=stratify)
     return np.sort(kept), np.sort(held)
 
 

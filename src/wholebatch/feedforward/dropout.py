@@ -34,7 +34,7 @@ def philox(counter: np.ndarray, key: int) -> np.ndarray:
 
 
 def dropout_mask(rows: int, columns: int, layer: int, step: int, seed: int, p: float) -> np.ndarray:
-    """``(rows, columns)`` of bool: which elements of hidden layer ``layer`` (from 0) stay at optimizer step ``step`` (from 0).
+    """``(rows, columns)`` of bool: which elements of hidden layer ``layer`` (from 0) stay at step ``step`` (from 0).
 
     An element stays where its 32-bit word is at least ``floor(p * 2^32)``; what stays is scaled by ``1 / (1 - p)``.
     """

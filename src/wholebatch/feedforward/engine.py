@@ -1,8 +1,9 @@
 """What every engine does, and which one a net gets.
 
-An engine trains a :class:`FeedForward` in place: it reads the net's parameters at the start of an epoch and writes them
-back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was before that
-epoch. There are two: ``native`` (C++, example-threads) and ``reference`` (torch and autograd), and the same tests run over both.
+An engine trains a :class:`FeedForward` in place: it reads the net's parameters at the start of an epoch and writes
+them back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was
+before that epoch. There are two: ``native`` (C++, example-threads) and ``reference`` (torch and autograd), and the same
+tests run over both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from wholebatch import kernels
@@ -25,37 +27,59 @@ Progress = Callable[[int, float], None]
 class NonFiniteLossError(ValueError):
     """The loss became nan or infinite. ``step`` counts within the epoch from 1; ``layer`` from 1, 0 is the input."""
 
-    def __init__(self, step: int, layer: int, layers: int, epoch: int | None = None) -> None:
-        self.epoch, self.step, self.layer, self.layers = epoch, step, layer, layers
+    def __init__(self, step: int, layer: int, layers: int, epoch: int | None = None, subject: str = "the loss") -> None:
+        self.epoch, self.step, self.layer, self.layers, self.subject = epoch, step, layer, layers, subject
         where = f"epoch {epoch}, step {step}" if epoch is not None else f"step {step}"
         what = "the input" if layer == 0 else f"layer {layer} of {layers}"
         super().__init__(
-            f"the loss is not finite in {where}; the first value that is not finite appeared in {what}. "
+            f"{subject} is not finite in {where}; the first value that is not finite appeared in {what}. "
             "Lower the learning rate, or clip the gradient (max_grad_norm)"
         )
 
     def in_epoch(self, epoch: int) -> NonFiniteLossError:
         """The same error, with the epoch (from 1) named."""
-        return NonFiniteLossError(self.step, self.layer, self.layers, epoch)
+        return NonFiniteLossError(self.step, self.layer, self.layers, epoch, self.subject)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        # Exceptions pickle by their message alone; a worker process of joblib has to hand this one back whole.
+        return type(self), (self.step, self.layer, self.layers, self.epoch, self.subject)
+
+
+def check_parameters(model: FeedForward, step: int) -> None:
+    """Raise where the last update of an epoch, ``step``, left a parameter that is not finite: no later loss would tell.
+
+    Raises:
+        NonFiniteLossError: naming the first layer with such a parameter.
+    """
+    parts = model.parts()
+    for number, part in enumerate(parts, 1):
+        if not all(bool(torch.isfinite(tensor).all()) for _, _, tensor in part.parameters()):
+            raise NonFiniteLossError(step, number, len(parts), subject="the update")
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """``loss``: mean over the epoch's examples of their mini-batch's loss, before each update."""
+    """``loss``: mean over the epoch's examples of their mini-batch's loss, before each update.
+
+    ``penalty`` is the part of it that ``Loss.alpha`` adds: 0 without alpha.
+    """
 
     loss: float
     examples: int
     steps: int
+    penalty: float = 0.0
 
 
 class Engine(Protocol):
-    """Trains ``model`` in place. ``step`` is the number of optimizer steps done; it drives Adam's bias correction and dropout.
+    """Trains ``model`` in place. ``step`` counts optimizer steps done: it drives Adam's bias correction and dropout.
 
     ``optimizer_state`` maps ``"<state name>.<parameter name>"`` (say ``exp_avg.layers.0.weight``) to tensors like the
     parameter; with ``step`` it is all that a resumed run needs besides the net itself.
     """
 
     model: FeedForward
+    loss: Loss
+    optimizer: Optimizer
     step: int
     optimizer_state: dict[str, Tensor]
 
@@ -71,20 +95,20 @@ class Engine(Protocol):
 
         ``progress(examples so far, mean loss so far)`` is called a few times a second, on the calling thread.
 
+        The net's training flag and gradients stay as they are.
+
         Raises:
-            NonFiniteLossError: with the step and the layer.
+            NonFiniteLossError: with the step and the layer; also where only the epoch's last update went wrong.
             KeyboardInterrupt: within a second of Ctrl-C.
         """
         ...
 
-    def gradients(
-        self, data: Data, *, update_running_statistics: bool = False
-    ) -> tuple[float, dict[str, Tensor]]:
+    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
         """The loss of ``data`` as one mini-batch in training mode, and its gradient by parameter name."""
         ...
 
     def predict(self, x: object) -> np.ndarray:
-        """Outputs ``(N, out_features)`` in eval mode (running statistics, no dropout), of what ``prepare_inputs`` gave."""
+        """Outputs ``(N, out_features)`` in eval mode: running statistics, no dropout; ``x`` from ``prepare_inputs``."""
         ...
 
 

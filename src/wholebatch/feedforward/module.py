@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,7 +113,7 @@ class FeedForward(nn.Module):
         )
         a = self.architecture
         modules: list[nn.Module] = []
-        for fan_in, fan_out in zip(a.sizes[:-2], a.sizes[1:-1], strict=True):
+        for fan_in, fan_out in pairwise(a.sizes[:-1]):
             modules.append(nn.Linear(fan_in, fan_out, bias=a.hidden_bias, device=device, dtype=dtype))
             norm_module = make_norm(a, fan_out, device=device, dtype=dtype)
             activation_module = ACTIVATIONS[a.activation]()
@@ -130,9 +131,7 @@ class FeedForward(nn.Module):
     @classmethod
     def of(cls, architecture: Architecture, **factory: Any) -> FeedForward:
         """The net that an :class:`Architecture` describes."""
-        fields = dict(vars(architecture))
-        sizes = [fields.pop(name) for name in ("in_features", "hidden_layer_sizes", "out_features")]
-        return cls(*sizes, **fields, **factory)
+        return cls(**vars(architecture), **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_features)`` to ``(N, out_features)``: logits, or values."""

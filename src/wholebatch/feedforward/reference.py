@@ -7,38 +7,26 @@ compiler get. It meets far more often than the native engine: torch opens a para
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.data import Data, as_tensor
 from wholebatch.feedforward.dropout import dropout_mask
-from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress
+from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, check_parameters
+from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer
 
 PROGRESS_SECONDS = 0.1
-
-
-def loss_value(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    """``scale * sum_i w_i l_i / sum_i w_i``; see :class:`Loss` for ``l_i`` and ``w_i``."""
-    class_weights = None if loss.class_weights is None else torch.tensor(loss.class_weights).to(out)
-    ones = out.new_ones(out.shape[0]) if weight is None else weight
-    if loss.kind == "cross_entropy":
-        each = F.cross_entropy(out, y, class_weights, reduction="none", label_smoothing=loss.label_smoothing)
-        total = (ones if class_weights is None else ones * class_weights[y]).sum()
-        return loss.scale * (each * ones).sum() / total
-    if loss.kind == "mse":
-        elements = (out - y).square()
-    elif loss.kind == "huber":
-        elements = F.huber_loss(out, y, reduction="none", delta=loss.delta)
-    else:
-        smooth = y * (1 - loss.label_smoothing) + loss.label_smoothing / 2
-        elements = F.binary_cross_entropy_with_logits(out, smooth, class_weights, reduction="none")
-    return loss.scale * (elements.mean(1) * ones).sum() / ones.sum()
+PREDICTED_ROWS = 8192  # at a time: a sparse table becomes dense block by block
 
 
 def make_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -50,14 +38,6 @@ def make_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optimi
         )
     kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW
     return kind(parameters, o.learning_rate, o.betas, o.eps, o.weight_decay)
-
-
-def first_layer_not_finite(seen: list[Tensor]) -> int:
-    """The number of the first tensor with a value that is not finite (0: the input)."""
-    for number, values in enumerate(seen):
-        if not bool(torch.isfinite(values).all()):
-            return number
-    return len(seen) - 1
 
 
 class ReferenceEngine:
@@ -83,77 +63,96 @@ class ReferenceEngine:
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         stepper = make_optimizer(self.optimizer, self.model)
         self._load_state(stepper)
-        first_step, total, done, told = self.step, 0.0, 0, time.monotonic()
+        parameters = list(self.model.parameters())
+        kept_gradients = [parameter.grad for parameter in parameters]
+        first_step, total, penalties, done, told = self.step, 0.0, 0.0, 0, time.monotonic()
         try:
-            for s, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+            for s, (start, stop) in enumerate(pairwise(offsets)):
                 batch = data.take(order[start:stop])
                 for group in stepper.param_groups:
                     group["lr"] = float(learning_rates[s])
-                stepper.zero_grad()
-                loss = self._loss(batch, in_epoch_step=s + 1)
-                loss.backward()
+                loss, penalty = self._loss(batch, in_epoch_step=s + 1)
+                gradients = torch.autograd.grad(loss, parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
                 if self.optimizer.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer.max_grad_norm)
+                    nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
                 stepper.step()
                 self.step += 1
                 total, done = total + float(loss.detach()) * len(batch), done + len(batch)
+                penalties += float(penalty.detach()) * len(batch)
                 if progress is not None and time.monotonic() - told > PROGRESS_SECONDS:
                     told = time.monotonic()
                     progress(done, total / done)
+            check_parameters(self.model, len(offsets) - 1)
         except BaseException:
             self.model.load_state_dict(before)
             self.step = first_step
             raise
+        finally:
+            for parameter, kept in zip(parameters, kept_gradients, strict=True):
+                parameter.grad = kept
         self._save_state(stepper)
-        self.model.zero_grad(set_to_none=True)
-        return EpochResult(total / done, done, len(offsets) - 1)
+        return EpochResult(total / done, done, len(offsets) - 1, penalties / done)
 
-    def gradients(
-        self, data: Data, *, update_running_statistics: bool = False
-    ) -> tuple[float, dict[str, Tensor]]:
-        kept = None if update_running_statistics else {n: b.clone() for n, b in self.model.named_buffers()}
-        loss = self._loss(data)
+    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
+        kept = {} if update_running_statistics else {n: b.clone() for n, b in self.model.named_buffers()}
         names, parameters = zip(*self.model.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(loss, parameters)
-        if kept is not None:
+        try:
+            loss, _ = self._loss(data)
+            gradients = torch.autograd.grad(loss, parameters)
+        finally:
             self.model.load_state_dict(kept, strict=False)
         return float(loss.detach()), dict(zip(names, gradients, strict=True))
 
     @torch.no_grad()
     def predict(self, x: object) -> np.ndarray:
-        self.model.eval()
-        out: np.ndarray = self.model(_as_tensor(x)).numpy()
-        return out
+        rows: int = x.shape[0]  # type: ignore[attr-defined]
+        with _mode(self.model, training=False):
+            blocks = [
+                self.model(_as_dense(x[start : start + PREDICTED_ROWS])).numpy()  # type: ignore[index]
+                for start in range(0, max(rows, 1), PREDICTED_ROWS)
+            ]
+        return np.concatenate(blocks)
 
-    def _loss(self, batch: Data, in_epoch_step: int = 1) -> Tensor:
+    def _loss(self, batch: Data, in_epoch_step: int = 1) -> tuple[Tensor, Tensor]:
+        """The loss in training mode, and the part of it that is the penalty."""
         assert batch.y is not None
-        x, y = _as_tensor(batch.x), torch.from_numpy(batch.y)
-        weight = None if batch.sample_weight is None else torch.from_numpy(batch.sample_weight)
-        out, seen = self._forward(x)
-        loss = loss_value(self.loss, out, y, weight)
-        if self.loss.alpha:
-            squares = sum(part.linear.weight.square().sum() for part in self.model.parts())
-            loss = loss + 0.5 * self.loss.alpha * squares / len(batch)
+        x, y = _as_dense(batch.x), as_tensor(batch.y)
+        weight = None if batch.sample_weight is None else as_tensor(batch.sample_weight)
+        with _mode(self.model, training=True):
+            _, out = deque(self._forward(x), maxlen=1).pop()
+        count = len(batch) if weight is None else float(weight.sum())
+        penalty = out.new_zeros(())
+        if self.loss.alpha and count:
+            squares = torch.stack([part.linear.weight.square().sum() for part in self.model.parts()]).sum()
+            penalty = 0.5 * self.loss.alpha * squares / count
+        loss = loss_value(self.loss, out, y, weight) + penalty
         if not bool(torch.isfinite(loss)):
-            layers = len(self.model.parts())
-            raise NonFiniteLossError(in_epoch_step, first_layer_not_finite([x, *seen]), layers)
-        return loss
+            raise NonFiniteLossError(in_epoch_step, self._first_layer_not_finite(x), len(self.model.parts()))
+        return loss, penalty
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output in training mode with this engine's dropout, and each layer's sums."""
-        self.model.train()
-        seen: list[Tensor] = []
-        hidden = 0
+    def _forward(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(layer, values) after each module in turn, with this engine's own dropout."""
+        layer = 0
         for module in self.model.layers:
+            if isinstance(module, nn.Linear):
+                layer += 1
             if isinstance(module, nn.Dropout):
-                mask = dropout_mask(x.shape[0], x.shape[1], hidden, self.step, self.seed, module.p)
+                mask = dropout_mask(x.shape[0], x.shape[1], layer - 1, self.step, self.seed, module.p)
                 x = x * torch.from_numpy(mask).to(x) / (1 - module.p)
-                hidden += 1
             else:
                 x = module(x)
-            if isinstance(module, nn.Linear):
-                seen.append(x.detach())
-        return x, seen
+            yield layer, x
+
+    @torch.no_grad()
+    def _first_layer_not_finite(self, x: Tensor) -> int:
+        """Where a value that is not finite first appears; the output layer where only the loss itself overflows."""
+        if not bool(torch.isfinite(x).all()):
+            return 0
+        with _mode(self.model, training=True):
+            layers = [layer for layer, values in self._forward(x) if not bool(torch.isfinite(values).all())]
+        return layers[0] if layers else len(self.model.parts())
 
     def _load_state(self, stepper: torch.optim.Optimizer) -> None:
         if self.step == 0:
@@ -170,5 +169,17 @@ class ReferenceEngine:
                 self.optimizer_state[f"{state}.{name}"] = stepper.state[parameter][state].clone()
 
 
-def _as_tensor(x: object) -> Tensor:
-    return torch.from_numpy(x.toarray() if scipy.sparse.issparse(x) else x)  # type: ignore[attr-defined]
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The net in training or eval mode for a while; each of its modules gets its own flag back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+def _as_dense(x: Any) -> Tensor:
+    return as_tensor(x.toarray() if scipy.sparse.issparse(x) else x)

@@ -1,25 +1,24 @@
 """Epochs: learning-rate schedules, validation, early stopping, and what a resumed run continues from.
 
-The state between two epochs is complete in :class:`Progress`'s few numbers, the net and the engine's optimizer state: shuffling and dropout are functions of
-seed, epoch and step, so a run that was killed and resumed ends with the same bits as one that was not.
+Between two epochs a run is its net, the optimizer's state and a few numbers (:class:`State`). Shuffling and dropout are
+functions of seed, epoch and step, so a run that was killed and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wholebatch.feedforward.data import Data, batch_offsets, prepare, shuffled
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError, make_engine
-from wholebatch.feedforward.engine import Progress as StepProgress
+from wholebatch.feedforward.evaluation import check_scorable, default_loss, evaluate
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer, Split
 
@@ -34,8 +33,8 @@ class Training:
     ``linear`` ``lr * (1 - s/S)``; ``one_cycle`` linear up to ``lr`` over the first 30 % and cosine down to 0;
     ``exponential`` ``lr * decay^epoch``. ``warmup_steps`` raises any of them linearly from 0.
 
-    ``patience``: stop after so many epochs without a validation score that is better by ``min_delta``, and go back to the
-    best epoch's parameters; None trains all epochs.
+    ``patience``: stop after so many epochs without a validation score that is better by ``min_delta``, and go back to
+    the best epoch's parameters; None trains all epochs.
     """
 
     epochs: int = 100
@@ -109,13 +108,26 @@ class State:
 
     @classmethod
     def of(cls, engine: Engine, history: History, best: dict[str, Tensor] | None) -> State:
+        """The state after the epochs in ``history``, copied: what comes later does not change it."""
         tensors = {f"model.{n}": t for n, t in engine.model.state_dict().items()}
         tensors |= {f"optimizer.{n}": t for n, t in engine.optimizer_state.items()}
         tensors |= {f"best.{n}": t for n, t in (best or {}).items()}
+        history = replace(history, epochs=list(history.epochs))  # training goes on with its own
         return cls(history, engine.step, {n: t.detach().clone() for n, t in tensors.items()})
 
     def restore(self, engine: Engine) -> dict[str, Tensor] | None:
-        """Put net, optimizer and step back; returns the best epoch's parameters, if any."""
+        """Put net, optimizer and step back; returns the best epoch's parameters, if any.
+
+        Raises:
+            ValueError: it is the state of another optimizer.
+        """
+        kept, needed = set(self._named("optimizer.")), set(engine.optimizer_state)
+        if kept != needed:
+            differ = ", ".join(sorted(kept ^ needed)[:4])
+            raise ValueError(
+                f"the state to resume is of another net or optimizer: of {len(kept)} tensors kept and {len(needed)} "
+                f"needed, these are only on one side: {differ}, ...; resume with the settings that the run began with"
+            )
         engine.model.load_state_dict(self._named("model."))
         engine.optimizer_state = {n: t.clone() for n, t in self._named("optimizer.").items()}
         engine.step = self.step
@@ -129,37 +141,8 @@ class State:
         return {"step": self.step, "history": asdict(self.history)}
 
 
-Scorer = Callable[[np.ndarray, Data], float]
 AfterEpoch = Callable[[State], None]
-
-
-def default_loss(y: Any) -> Loss:
-    """Cross-entropy for a vector of integers, else MSE."""
-    y = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-    return Loss("cross_entropy") if y.ndim == 1 and np.issubdtype(y.dtype, np.integer) else Loss("mse")
-
-
-def score(out: np.ndarray, data: Data, loss: Loss) -> float:
-    """Higher is better: accuracy; exact-match accuracy for several labels; R^2 (averaged over outputs) for values."""
-    from sklearn.metrics import accuracy_score, r2_score
-
-    y, weight = data.y, data.sample_weight
-    if loss.kind == "cross_entropy":
-        return float(accuracy_score(y, out.argmax(1), sample_weight=weight))
-    if loss.kind == "bce":
-        return float(accuracy_score(y > 0.5, out > 0, sample_weight=weight))
-    return float(r2_score(y, out, sample_weight=weight))
-
-
-def evaluate(engine: Engine, data: Data, loss: Loss) -> tuple[float, float]:
-    """(loss, score) of the net in eval mode."""
-    from wholebatch.feedforward.reference import loss_value
-
-    out = engine.predict(data.x)
-    weight = None if data.sample_weight is None else torch.from_numpy(data.sample_weight)
-    assert data.y is not None
-    value = loss_value(loss, torch.from_numpy(out), torch.from_numpy(data.y), weight)
-    return float(value), score(out, data, loss)
+EpochProgress = Callable[[int, int, float], None]
 
 
 def fit(
@@ -176,10 +159,10 @@ def fit(
     split: Split = "auto",
     engine: str = "auto",
     resume: State | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: EpochProgress | None = None,
     after_epoch: AfterEpoch | None = None,
 ) -> History:
-    """Train ``model`` in place and return its history; the net is left in eval mode.
+    """Train ``model`` in place and return its history; the net is left in eval mode, however training ends.
 
     Args:
         x: ``(N, in_features)`` array, tensor or CSR matrix.
@@ -192,55 +175,62 @@ def fit(
         after_epoch: called after each epoch with the :class:`State` to keep.
 
     Raises:
-        ValueError: data that do not fit the net, patience without validation, a loss that is not finite
-            (:class:`NonFiniteLossError`, naming epoch, step and layer).
+        ValueError: data that do not fit the net, patience without validation, a state to resume of another optimizer,
+            a net that is not on the CPU, a loss that is not finite (:class:`NonFiniteLossError`, naming epoch, step
+            and layer).
         KeyboardInterrupt: Ctrl-C; the net is as after the last whole epoch.
     """
     loss = loss or default_loss(y)
     optimizer, training = optimizer or Optimizer(), training or Training()
+    _check_device(model)
     dtype = model.parts()[0].linear.weight.dtype
     data = prepare(x, y, sample_weight, model.architecture, loss, dtype)
     held = None
     if validation is not None:
-        held = prepare(*validation[:2], validation[2] if len(validation) > 2 else None, model.architecture, loss, dtype)
+        held_x, held_y, held_weight = (*validation, None)[:3]
+        held = prepare(held_x, held_y, held_weight, model.architecture, loss, dtype)
+        check_scorable(held, loss)
     if training.patience is not None and held is None:
         raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
     offsets = batch_offsets(len(data), training.batch_size, model.architecture)
-    runner = make_engine(
-        model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine
-    )
+    runner = make_engine(model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine)
     history, best = History(), None
     if resume is not None:
-        history = copy.deepcopy(resume.history)
+        history = replace(resume.history, epochs=list(resume.history.epochs))
         best = resume.restore(runner)
-    while len(history.epochs) < training.epochs and not history.stopped_early:
-        best = _run_epoch(runner, data, held, offsets, training, history, best, progress)
-        if after_epoch is not None:
-            after_epoch(State.of(runner, history, best))
+    try:
+        while len(history.epochs) < training.epochs and not history.stopped_early:
+            best = _run_epoch(runner, data, held, offsets, training, history, best, progress)
+            if after_epoch is not None:
+                after_epoch(State.of(runner, history, best))
+    finally:
+        model.eval()
     if best is not None:
         model.load_state_dict(best)
-    model.eval()
     return history
 
 
+def _check_device(model: FeedForward) -> None:
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"}:
+        raise ValueError(f"fit trains on the CPU, the net is on {', '.join(sorted(devices))}; use net.cpu()")
+
+
 def _run_epoch(
-    runner: Any,
+    runner: Engine,
     data: Data,
     held: Data | None,
     offsets: np.ndarray,
     training: Training,
     history: History,
     best: dict[str, Tensor] | None,
-    progress: Callable[[int, int, float], None] | None,
+    progress: EpochProgress | None,
 ) -> dict[str, Tensor] | None:
     """One epoch into ``history``; returns the best epoch's parameters so far where validation rows are watched."""
     epoch = len(history.epochs)
-    steps = len(offsets) - 1
     order = shuffled(len(data), training.seed, epoch) if training.shuffle else np.arange(len(data))
-    rates = training.learning_rates(runner.optimizer.learning_rate, epoch, steps)
-    tell: StepProgress | None = None
-    if progress is not None:
-        tell = lambda done, mean: progress(epoch + 1, done, mean)  # noqa: E731
+    rates = training.learning_rates(runner.optimizer.learning_rate, epoch, len(offsets) - 1)
+    tell = None if progress is None else partial(progress, epoch + 1)
     start = time.monotonic()
     try:
         result = runner.train_epoch(data, order, offsets, rates, tell)
@@ -259,8 +249,7 @@ def _run_epoch(
     history.epochs.append(row)
     if held is None or training.patience is None:
         return None
-    better = history.best_score is None or row["validation_score"] > history.best_score + training.min_delta
-    if better:
+    if history.best_score is None or row["validation_score"] > history.best_score + training.min_delta:
         history.best_epoch, history.best_score = epoch + 1, row["validation_score"]
         best = {name: value.clone() for name, value in runner.model.state_dict().items()}
     history.stopped_early = history.stale() >= training.patience

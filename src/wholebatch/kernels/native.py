@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from types import ModuleType
 
@@ -10,10 +11,9 @@ from types import ModuleType
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        from wholebatch import _native
+        return importlib.import_module("wholebatch._native"), ""
     except ImportError as error:
         return None, str(error)
-    return _native, ""
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer, Split
 
 Schedule = Literal["constant", "cosine", "linear", "one_cycle", "exponential"]
+Watch = Literal["score", "loss"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Training:
     patience: int | None = None
     min_delta: float = 0.0
     seed: int = 0
+    watch: Watch = "score"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
@@ -55,6 +57,8 @@ class Training:
         if self.schedule not in get_args(Schedule):
             known = ", ".join(map(repr, get_args(Schedule)))
             raise ValueError(f"schedule is {self.schedule!r}; choose one of {known}")
+        if self.watch not in get_args(Watch):
+            raise ValueError(f"watch is {self.watch!r}; choose 'score' or 'loss'")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay!r}; it must be above 0 and at most 1")
         if self.patience is not None and self.patience < 1:
@@ -249,8 +253,15 @@ def _run_epoch(
     history.epochs.append(row)
     if held is None or training.patience is None:
         return None
-    if history.best_score is None or row["validation_score"] > history.best_score + training.min_delta:
+    best_row = None if history.best_epoch is None else history.epochs[history.best_epoch - 1]
+    if best_row is None or _watched(row, training.watch) > _watched(best_row, training.watch) + training.min_delta:
         history.best_epoch, history.best_score = epoch + 1, row["validation_score"]
         best = {name: value.clone() for name, value in runner.model.state_dict().items()}
     history.stopped_early = history.stale() >= training.patience
     return best
+
+
+def _watched(row: dict[str, float], watch: Watch) -> float:
+    """What early stopping compares, higher is better; nan is worse than any number."""
+    value = row["validation_score"] if watch == "score" else -row["validation_loss"]
+    return -math.inf if math.isnan(value) else value

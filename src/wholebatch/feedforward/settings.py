@@ -98,7 +98,8 @@ class Loss:
     ``l_i`` is the loss of example i, *averaged* over its outputs for mse, huber and bce (torch's ``mean``); ``w_i`` is
     the sample weight, times the class weight of the true class under cross-entropy (torch's ``weight=``). Under
     bce the class weights multiply the outputs. ``alpha`` is scikit-learn's L2 penalty on the weight matrices (not on
-    biases or on the norms' parameters), with m the examples of the mini-batch.
+    biases or on the norms' parameters), with m the sum of the mini-batch's sample weights (without any: its number of
+    examples); a mini-batch whose weights are all zero has no penalty either.
 
     Targets: class indices ``(N,)`` int64 for cross_entropy, ``(N, out_features)`` numbers for the others.
     """
@@ -147,7 +148,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.kind, OptimizerKind)
         _check_at_least("learning_rate", self.learning_rate, 0.0)
-        _check_below("momentum (the optimizer's)", self.momentum, 0.0, 1.0)
+        if not 0.0 <= self.momentum <= 1.0:
+            raise ValueError(f"momentum (the optimizer's) is {self.momentum!r}; it must lie in 0..1")
         object.__setattr__(self, "betas", tuple(self.betas))
         for i, beta in enumerate(self.betas):
             _check_below(f"betas[{i}]", beta, 0.0, 1.0)
@@ -164,5 +166,3 @@ class Optimizer:
         if self.kind == "sgd":
             return ("momentum_buffer",) if self.momentum else ()
         return ("exp_avg", "exp_avg_sq")
-
-

@@ -1,0 +1,152 @@
+"""What a preprocessing learns from the training table."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from wholebatch.tables.dates import PARTS, date_parts
+from wholebatch.tables.encoders import learn_categories, make_imputer
+from wholebatch.tables.errors import TableError, columns_word
+from wholebatch.tables.scaling import Scaling, exponents, to_unit
+from wholebatch.tables.state import CategoryState, ColumnState, Kind, NumberState, PreprocessingState
+from wholebatch.tables.values import as_moments, as_numbers, as_text
+
+IDENTIFIER_SHARE = 0.9
+"""A text column with more different values than this share of its rows says who a row is, not what it is like ..."""
+IDENTIFIER_LEAST = 20
+"""... unless it has no more than this many: a small table has few rows to repeat anything in."""
+
+
+def learn(frame: pl.DataFrame) -> PreprocessingState:
+    """The state that :class:`Preprocessing` is made of, from all columns of ``frame``."""
+    if frame.height == 0:
+        raise TableError("the table has no rows to learn from")
+    learner = _Learner(frame.height)
+    empty = []
+    for series in frame:
+        kind = kind_of(series)
+        values = {"category": as_text, "date": as_moments}.get(kind, as_numbers)(series)
+        if values.null_count() == len(values):
+            empty.append(series.name)
+        else:
+            learner.add(series, kind, values)
+    if empty:
+        raise TableError(
+            f"{columns_word(empty)} {'has' if len(empty) == 1 else 'have'} no value in any of the {frame.height} rows; "
+            f"leave {'it' if len(empty) == 1 else 'them'} out ({' '.join(f'--ignore {name!r}' for name in empty[:8])})"
+        )
+    return learner.state()
+
+
+def kind_of(series: pl.Series) -> Kind:
+    """What a column of this type becomes.
+
+    Raises:
+        TableError: a type that no number can be made of (lists, structures, bytes).
+    """
+    dtype = series.dtype
+    if dtype == pl.Boolean:
+        return "boolean"
+    if dtype.is_numeric() or dtype in (pl.Duration, pl.Null):
+        return "number"
+    if dtype.is_temporal():
+        return "date"
+    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return "category"
+    raise TableError(
+        f"column {series.name!r} holds values of type {dtype}, which become no number by themselves; "
+        f"leave it out (--ignore {series.name!r}) or make simple columns of it"
+    )
+
+
+class _Learner:
+    """Gathers columns; numbers are learned together at the end, as one matrix."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.columns: list[ColumnState] = []
+        self.categories: list[CategoryState] = []
+        self.notes: list[str] = []
+        self._numbers: list[tuple[str, str | None, np.ndarray]] = []
+
+    def add(self, series: pl.Series, kind: Kind, values: pl.Series) -> None:
+        distinct = values.n_unique()  # a missing value counts as one
+        reason = None
+        if distinct == 1 and self.rows > 1:
+            reason = "it has the same value in every row"
+        elif kind == "category":
+            reason = self._add_category(values)
+        elif kind == "date":
+            self._add_date(values)
+        else:
+            self._numbers.append((series.name, None, values.to_numpy()))
+            self._look_at_number(series, distinct)
+        self.columns.append(ColumnState(name=series.name, kind=kind, dropped=reason))
+        if reason is not None:
+            self.notes.append(f"column {series.name!r} is left out: {reason}")
+
+    def _add_category(self, text: pl.Series) -> str | None:
+        """Take the column in, or say why not."""
+        present = text.drop_nulls()
+        distinct = present.n_unique()
+        if distinct > max(IDENTIFIER_LEAST, IDENTIFIER_SHARE * len(present)):
+            return f"{distinct} different texts in {len(present)} rows look like an identifier"
+        categories, others = learn_categories(text.to_numpy().astype(object))
+        self.categories.append(CategoryState(column=text.name, categories=categories, others=others))
+        not_numbers = text.cast(pl.Float64, strict=False).is_null() & text.is_not_null()
+        if 0 < not_numbers.sum() <= 0.1 * len(present):
+            row = int(not_numbers.arg_max() or 0)
+            self.notes.append(
+                f"column {text.name!r} is taken as categories because of {text[row]!r} in row {row + 1}; "
+                "nearly all its other values are numbers: if that value means 'missing', empty the cell"
+            )
+        return None
+
+    def _add_date(self, moments: pl.Series) -> None:
+        parts = list(PARTS)
+        taken = [(part, s) for part, s in zip(parts, date_parts(moments, parts), strict=True) if _varies(s)]
+        if not taken:  # one moment or missing: that it is missing is the news
+            taken = [("days", date_parts(moments, ["days"])[0])]
+        self._numbers.extend((moments.name, part, series.to_numpy()) for part, series in taken)
+
+    def _look_at_number(self, series: pl.Series, distinct: int) -> None:
+        if distinct == self.rows > IDENTIFIER_LEAST and series.dtype.is_integer():
+            low, high = int(series.min()), int(series.max())  # type: ignore[arg-type]
+            if high - low == self.rows - 1:
+                self.notes.append(
+                    f"column {series.name!r} counts the rows from {low} to {high}; if it is an identifier, "
+                    f"leave it out (--ignore {series.name!r})"
+                )
+
+    def state(self) -> PreprocessingState:
+        if not self._numbers and not self.categories:
+            why = "; ".join(self.notes) or "there is no column besides the target and those left out"
+            raise TableError(f"no column is left to learn from: {why}")
+        return PreprocessingState(
+            columns=self.columns, numbers=self._learn_numbers(), categories=self.categories, notes=self.notes
+        )
+
+    def _learn_numbers(self) -> list[NumberState]:
+        if not self._numbers:
+            return []
+        raw = np.column_stack([values for *_, values in self._numbers])
+        exponent = exponents(raw)
+        unit = to_unit(raw, exponent)
+        missing = np.isnan(unit).any(axis=0)
+        # One marker per column is enough: the parts of a date are missing together.
+        names = [name for name, *_ in self._numbers]
+        indicators = missing & np.array([name not in names[:k] for k, name in enumerate(names)])
+        fills = np.nanmedian(unit, axis=0)
+        filled = make_imputer(fills, np.zeros_like(missing)).transform(unit)
+        scaling = Scaling.fit(filled, exponent)
+        return [
+            NumberState(column=name, part=part, fill=fill, indicator=bool(indicator), scale=scale)
+            for (name, part, _), fill, indicator, scale in zip(
+                self._numbers, fills.tolist(), indicators, scaling.scales, strict=True
+            )
+        ]
+
+
+def _varies(series: pl.Series) -> bool:
+    return series.drop_nulls().n_unique() > 1

@@ -1,0 +1,158 @@
+"""A table's columns as a float32 matrix: numbers and dates filled and standardised, categories one output each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wholebatch.tables.dates import date_parts
+from wholebatch.tables.encoders import make_encoder, make_imputer
+from wholebatch.tables.errors import require_columns
+from wholebatch.tables.learning import learn
+from wholebatch.tables.scaling import Scaling, to_unit
+from wholebatch.tables.state import Kind, PreprocessingState, load
+from wholebatch.tables.values import as_moments, as_numbers, as_text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the training table. ``features``: the outputs made of it; ``became``: the same in words.
+
+    ``dropped``: the reason why nothing was made of it, or None.
+    """
+
+    name: str
+    kind: Kind
+    features: tuple[str, ...]
+    dropped: str | None
+    became: str
+
+
+class Preprocessing:
+    """From a table to ``(N, F)`` float32, with what was learned from the training table.
+
+    Numbers and booleans: ``((x or the median where missing) - mean) / std``, statistics in float64. Dates: year, time
+    gone by, and month, weekday and hour on circles, then as numbers. Each of these that had missing values gets a 0/1
+    output more.
+    Categories: a 0/1 output each, a missing value being one of them; the 64 most frequent, the rest share one. A
+        category that training never saw is one of that rest, or all zeros where there is none.
+
+    Attributes:
+        feature_names: one per output column.
+        columns: every column of the training table that was not excluded, and what became of it.
+        notes: sentences that a person should read: columns left out, columns that look like a mistake.
+    """
+
+    def __init__(self, state: PreprocessingState) -> None:
+        self._state = state
+        numbers, categories = state.numbers, state.categories
+        self._scaling = Scaling([number.scale for number in numbers])
+        self._indicators = np.array([number.indicator for number in numbers], dtype=bool)
+        if numbers:
+            self._imputer = make_imputer(np.array([number.fill for number in numbers]), self._indicators)
+        if categories:
+            self._encoder = make_encoder([(c.categories, c.others) for c in categories])
+        self._features = self._name_features()
+        self.feature_names = [name for name, _ in self._features]
+        self.notes = list(state.notes)
+        self.columns = [self._describe(c.name, c.kind, c.dropped) for c in state.columns]
+
+    @classmethod
+    def fit(cls, frame: pl.DataFrame, exclude: Collection[str] = ()) -> Preprocessing:
+        """Learn from every column but those in ``exclude`` (target, weights, ignored).
+
+        Raises:
+            TableError: an excluded column that is not there, no rows, a column without any value, an infinite value,
+                a type no number can be made of, no column that is of use.
+        """
+        require_columns(list(exclude), frame.columns, "which was to be left out of the features")
+        return cls(learn(frame.drop(list(exclude))))
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns to read as text (``read_table(..., text=...)``), so that ``007`` stays the category it was."""
+        return [c.name for c in self._state.columns if c.kind == "category" and c.dropped is None]
+
+    def transform(self, frame: pl.DataFrame) -> np.ndarray:
+        """``(N, F)`` float32, C-contiguous, finite; columns in any order, others passed over.
+
+        Raises:
+            TableError: columns that are missing (all are named); text where a number or a date was, an infinite value
+                (column, row, value).
+        """
+        needed = [c.name for c in self._state.columns if c.dropped is None]
+        require_columns(needed, frame.columns, "which the model was trained on")
+        out = np.empty((frame.height, len(self.feature_names)), dtype=np.float32)
+        if frame.height == 0:
+            return out
+        end = len(self._scaling.scales)
+        if end:
+            filled = self._imputer.transform(to_unit(self._raw_numbers(frame), self._scaling.exponent))
+            out[:, :end] = self._scaling.scale(filled[:, :end])
+            out[:, end : filled.shape[1]] = filled[:, end:]
+            end = filled.shape[1]
+        if self._state.categories:
+            texts = [as_text(frame[c.column]).to_numpy() for c in self._state.categories]
+            out[:, end:] = self._encoder.transform(np.column_stack(texts).astype(object))
+        return out
+
+    def _raw_numbers(self, frame: pl.DataFrame) -> np.ndarray:
+        """``(N, K)`` float64 with NaN where missing."""
+        kinds = {c.name: c.kind for c in self._state.columns}
+        parts: dict[str, list[str]] = {}
+        for number in self._state.numbers:
+            parts.setdefault(number.column, []).extend([] if number.part is None else [number.part])
+        blocks: list[pl.Series] = []
+        for name, wanted in parts.items():
+            if kinds[name] == "date":
+                blocks.extend(date_parts(as_moments(frame[name]), wanted))
+            else:
+                blocks.append(as_numbers(frame[name]))
+        return np.column_stack([block.to_numpy() for block in blocks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self._state.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Preprocessing:
+        """What :meth:`to_dict` gave; its :meth:`transform` gives the same bits.
+
+        Raises:
+            ValueError: content that is corrupt or foreign; says where and what.
+        """
+        return cls(load(PreprocessingState, data, "the preprocessing"))
+
+    def _name_features(self) -> list[tuple[str, str]]:
+        """(feature name, column) for each output, in order."""
+        named: list[tuple[str, str]] = []
+        for n in self._state.numbers:
+            named.append((n.column if n.part is None else f"{n.column}.{n.part}", n.column))
+        for n in self._state.numbers:
+            if n.indicator:
+                named.append((f"{n.column} is missing", n.column))
+        for c in self._state.categories:
+            labels = [f"{c.column} is missing" if label is None else f"{c.column}={label}" for label in c.categories]
+            labels += [f"{c.column}: any other"] if c.others else []
+            named.extend((label, c.column) for label in labels)
+        return named
+
+    def _describe(self, name: str, kind: Kind, dropped: str | None) -> Column:
+        features = tuple(feature for feature, column in self._features if column == name)
+        if dropped is not None:
+            return Column(name, kind, features, dropped, f"left out: {dropped}")
+        if kind == "category":
+            state = next(c for c in self._state.categories if c.column == name)
+            became = f"{len(state.categories)} categories, an output each"
+            became += "; all others share one more" if state.others else ""
+        else:
+            numbers = [n for n in self._state.numbers if n.column == name]
+            became = "standardised" if kind != "date" else "standardised " + ", ".join(str(n.part) for n in numbers)
+            if any(n.indicator for n in numbers):
+                fill = "" if kind == "date" else f" ({np.ldexp(numbers[0].fill, numbers[0].scale.exponent):.6g})"
+                became += f"; missing values become the median{fill} and are marked by an output of their own"
+        return Column(name, kind, features, None, became)

@@ -1,0 +1,103 @@
+"""A column's values as numbers, text or moments in time; the first value that does not fit is named.
+
+A missing value is a null, a NaN, or text that says so (:data:`MISSING`): all are null here. Rows are counted from 1,
+without the header.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from wholebatch.tables.errors import TableError
+
+MISSING = (
+    *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "?"),
+)
+"""Text that stands for a missing value: pandas' list, and the question mark of the UCI sets."""
+
+
+def as_text(series: pl.Series) -> pl.Series:
+    """String values without the spaces around them; missing where :data:`MISSING` says so."""
+    return series.cast(pl.String).str.strip_chars().replace(list(MISSING), [None] * len(MISSING))
+
+
+def as_numbers(series: pl.Series) -> pl.Series:
+    """Float64 values, null where missing; booleans are 0 and 1, durations seconds.
+
+    Raises:
+        TableError: text that is no number, dates, an infinite value; names column, value and row.
+    """
+    dtype = series.dtype
+    if dtype == pl.Duration:
+        numbers = series.dt.total_microseconds().cast(pl.Float64) / 1e6
+    elif dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+        text = as_text(series)
+        numbers = text.cast(pl.Float64, strict=False)
+        _refuse(text, numbers.is_null() & text.is_not_null(), "a number")
+    elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+        numbers = series.cast(pl.Float64)
+    else:
+        raise TableError(f"column {series.name!r} holds {kind_words(dtype)} where numbers are needed")
+    numbers = numbers.fill_nan(None)
+    infinite = numbers.is_infinite().fill_null(False)
+    if infinite.any():
+        row = infinite.arg_max()
+        assert row is not None
+        raise TableError(
+            f"column {series.name!r} has an infinite value ({series[row]}) in row {row + 1}; "
+            "leave the cell empty if the value is not known, or drop the row"
+        )
+    return numbers
+
+
+def as_moments(series: pl.Series) -> pl.Series:
+    """Datetime in microseconds, in UTC where a time zone is known; times of day lie on 1970-01-01.
+
+    Raises:
+        TableError: a value that is no date; names column, value and row.
+    """
+    dtype = series.dtype
+    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+        text = as_text(series)
+        moments = parse_moments(text)
+        if moments is None:
+            moments = pl.Series(series.name, [None] * len(series), dtype=pl.Datetime("us"))
+        _refuse(text, moments.is_null() & text.is_not_null(), "a date (write it as 2031-12-24 or 2031-12-24 18:30:00)")
+        series = moments
+    elif dtype == pl.Time:
+        series = series.cast(pl.Int64).cast(pl.Datetime("ns"))
+    elif dtype != pl.Null and dtype not in (pl.Date, pl.Datetime):
+        raise TableError(f"column {series.name!r} holds {kind_words(dtype)} where dates are needed")
+    if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is not None:
+        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return series.cast(pl.Datetime("us"))
+
+
+def parse_moments(text: pl.Series) -> pl.Series | None:
+    """Text as Datetime by polars' own inference, null where a value does not fit; None where none does."""
+    try:
+        return text.str.to_datetime(strict=False, time_unit="us")
+    except pl.exceptions.PolarsError:  # "could not find an appropriate format"
+        return None
+
+
+def kind_words(dtype: pl.DataType) -> str:
+    """``dates``, ``text``, ...: a dtype in a person's words."""
+    if dtype.is_temporal():
+        return "dates" if dtype in (pl.Date, pl.Datetime) else "times"
+    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return "text"
+    if dtype == pl.Boolean:
+        return "true and false"
+    return "numbers" if dtype.is_numeric() else f"values of type {dtype}"
+
+
+def _refuse(values: pl.Series, bad: pl.Series, needed: str) -> None:
+    """Raise for the first row where ``bad`` holds."""
+    if bad.any():
+        row = bad.arg_max()
+        assert row is not None
+        count = int(bad.sum())
+        more = f" ({count} such values)" if count > 1 else ""
+        raise TableError(f"column {values.name!r} has {values[row]!r} in row {row + 1}{more}, which is not {needed}")

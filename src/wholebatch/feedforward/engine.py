@@ -142,4 +142,4 @@ def make_engine(
         return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split)
     from wholebatch.feedforward.reference import ReferenceEngine
 
-    return ReferenceEngine(model, loss, optimizer, seed=seed)
+    return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads)

@@ -43,8 +43,11 @@ def make_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optimi
 class ReferenceEngine:
     """See :class:`wholebatch.feedforward.engine.Engine`."""
 
-    def __init__(self, model: FeedForward, loss: Loss, optimizer: Optimizer, *, seed: int = 0) -> None:
+    def __init__(
+        self, model: FeedForward, loss: Loss, optimizer: Optimizer, *, seed: int = 0, n_threads: int | None = None
+    ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
+        self.n_threads = n_threads
         self.step = 0
         self.optimizer_state = {
             f"{state}.{name}": torch.zeros_like(parameter)
@@ -66,6 +69,8 @@ class ReferenceEngine:
         parameters = list(self.model.parameters())
         kept_gradients = [parameter.grad for parameter in parameters]
         first_step, total, penalties, done, told = self.step, 0.0, 0.0, 0, time.monotonic()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.n_threads or threads)
         try:
             for s, (start, stop) in enumerate(pairwise(offsets)):
                 batch = data.take(order[start:stop])
@@ -90,6 +95,7 @@ class ReferenceEngine:
             self.step = first_step
             raise
         finally:
+            torch.set_num_threads(threads)
             for parameter, kept in zip(parameters, kept_gradients, strict=True):
                 parameter.grad = kept
         self._save_state(stepper)

@@ -10,7 +10,7 @@ from wholebatch.tables.encoders import learn_categories, make_imputer
 from wholebatch.tables.errors import TableError, columns_word
 from wholebatch.tables.scaling import Scaling, exponents, to_unit
 from wholebatch.tables.state import CategoryState, ColumnState, Kind, NumberState, PreprocessingState
-from wholebatch.tables.values import as_moments, as_numbers, as_text
+from wholebatch.tables.values import as_moments, as_numbers, as_text, holds_text, stray_text
 
 IDENTIFIER_SHARE = 0.9
 """A text column with more different values than this share of its rows says who a row is, not what it is like ..."""
@@ -52,7 +52,7 @@ def kind_of(series: pl.Series) -> Kind:
         return "number"
     if dtype.is_temporal():
         return "date"
-    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+    if holds_text(series):
         return "category"
     raise TableError(
         f"column {series.name!r} holds values of type {dtype}, which become no number by themselves; "
@@ -88,19 +88,19 @@ class _Learner:
 
     def _add_category(self, text: pl.Series) -> str | None:
         """Take the column in, or say why not."""
+        stray = stray_text(text)
+        if stray is not None:
+            row, value = stray
+            self.notes.append(
+                f"column {text.name!r} is text because of {value!r} in row {row + 1}, while nearly all its other "
+                "values are numbers; if that value stands for a missing one, empty the cell"
+            )
         present = text.drop_nulls()
         distinct = present.n_unique()
         if distinct > max(IDENTIFIER_LEAST, IDENTIFIER_SHARE * len(present)):
             return f"{distinct} different texts in {len(present)} rows look like an identifier"
         categories, others = learn_categories(text.to_numpy().astype(object))
         self.categories.append(CategoryState(column=text.name, categories=categories, others=others))
-        not_numbers = text.cast(pl.Float64, strict=False).is_null() & text.is_not_null()
-        if 0 < not_numbers.sum() <= 0.1 * len(present):
-            row = int(not_numbers.arg_max() or 0)
-            self.notes.append(
-                f"column {text.name!r} is taken as categories because of {text[row]!r} in row {row + 1}; "
-                "nearly all its other values are numbers: if that value means 'missing', empty the cell"
-            )
         return None
 
     def _add_date(self, moments: pl.Series) -> None:
@@ -135,8 +135,8 @@ class _Learner:
         unit = to_unit(raw, exponent)
         missing = np.isnan(unit).any(axis=0)
         # One marker per column is enough: the parts of a date are missing together.
-        names = [name for name, *_ in self._numbers]
-        indicators = missing & np.array([name not in names[:k] for k, name in enumerate(names)])
+        first = np.array([k == 0 or self._numbers[k - 1][0] != name for k, (name, *_) in enumerate(self._numbers)])
+        indicators = missing & first
         fills = np.nanmedian(unit, axis=0)
         filled = make_imputer(fills, np.zeros_like(missing)).transform(unit)
         scaling = Scaling.fit(filled, exponent)

@@ -11,7 +11,7 @@ import polars as pl
 
 from wholebatch.tables.dates import date_parts
 from wholebatch.tables.encoders import make_encoder, make_imputer
-from wholebatch.tables.errors import require_columns
+from wholebatch.tables.errors import require_columns, unique_names
 from wholebatch.tables.learning import learn
 from wholebatch.tables.scaling import Scaling, to_unit
 from wholebatch.tables.state import Kind, PreprocessingState, load
@@ -56,10 +56,19 @@ class Preprocessing:
             self._imputer = make_imputer(np.array([number.fill for number in numbers]), self._indicators)
         if categories:
             self._encoder = make_encoder([(c.categories, c.others) for c in categories])
-        self._features = self._name_features()
-        self.feature_names = [name for name, _ in self._features]
+        named = self._name_features()
+        self.feature_names = unique_names([name for name, _ in named])
         self.notes = list(state.notes)
-        self.columns = [self._describe(c.name, c.kind, c.dropped) for c in state.columns]
+        features: dict[str, list[str]] = {}
+        for name, (_, column) in zip(self.feature_names, named, strict=True):
+            features.setdefault(column, []).append(name)
+        became = self._describe()
+        self.columns = [
+            Column(
+                c.name, c.kind, tuple(features.get(c.name, ())), c.dropped, became.get(c.name, f"left out: {c.dropped}")
+            )
+            for c in state.columns
+        ]
 
     @classmethod
     def fit(cls, frame: pl.DataFrame, exclude: Collection[str] = ()) -> Preprocessing:
@@ -141,18 +150,19 @@ class Preprocessing:
             named.extend((label, c.column) for label in labels)
         return named
 
-    def _describe(self, name: str, kind: Kind, dropped: str | None) -> Column:
-        features = tuple(feature for feature, column in self._features if column == name)
-        if dropped is not None:
-            return Column(name, kind, features, dropped, f"left out: {dropped}")
-        if kind == "category":
-            state = next(c for c in self._state.categories if c.column == name)
-            became = f"{len(state.categories)} categories, an output each"
-            became += "; all others share one more" if state.others else ""
-        else:
-            numbers = [n for n in self._state.numbers if n.column == name]
-            became = "standardised" if kind != "date" else "standardised " + ", ".join(str(n.part) for n in numbers)
-            if any(n.indicator for n in numbers):
-                fill = "" if kind == "date" else f" ({np.ldexp(numbers[0].fill, numbers[0].scale.exponent):.6g})"
-                became += f"; missing values become the median{fill} and are marked by an output of their own"
-        return Column(name, kind, features, None, became)
+    def _describe(self) -> dict[str, str]:
+        """In words, what each column that was not dropped became."""
+        words: dict[str, str] = {}
+        for c in self._state.categories:
+            words[c.column] = f"{len(c.categories)} categories, an output each"
+            words[c.column] += "; all others share one more" if c.others else ""
+        for n in self._state.numbers:
+            if n.part is not None:
+                words[n.column] = f"{words[n.column]}, {n.part}" if n.column in words else f"standardised {n.part}"
+            else:
+                words[n.column] = "standardised"
+        for n in self._state.numbers:
+            if n.indicator:
+                fill = "" if n.part is not None else f" ({np.ldexp(n.fill, n.scale.exponent):.6g})"
+                words[n.column] += f"; missing values become the median{fill} and are marked by an output of their own"
+        return words

@@ -28,14 +28,15 @@ class Scale(BaseModel):
 def exponents(x: np.ndarray) -> np.ndarray:
     """The power of two above each column's largest absolute value, NaN passed over: ``(N, K)`` -> ``(K,)`` int32."""
     largest: np.ndarray = np.nanmax(np.abs(x), axis=0, initial=0.0)
-    return np.frexp(largest)[1]
+    exponent: np.ndarray = np.frexp(largest)[1]
+    return exponent
 
 
 def to_unit(x: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """``x / 2**exponent``; finite values stay finite."""
     with np.errstate(over="ignore", under="ignore"):
-        unit: np.ndarray = np.ldexp(x, -exponent)
-    return np.clip(unit, -1e300, 1e300)
+        unit: np.ndarray = np.clip(np.ldexp(x, -exponent), -1e300, 1e300)
+    return unit
 
 
 class Scaling:
@@ -60,13 +61,13 @@ class Scaling:
     def scale(self, unit: np.ndarray) -> np.ndarray:
         """``(N, K)`` float64 in units of each column's standard deviation, within :data:`BOUND`."""
         with np.errstate(over="ignore"):
-            scaled: np.ndarray = self._scaler.transform(unit)
-        return np.clip(scaled, -BOUND, BOUND)
+            scaled: np.ndarray = np.clip(self._scaler.transform(unit), -BOUND, BOUND)
+        return scaled
 
     def restore(self, scaled: np.ndarray) -> np.ndarray:
         """Back to the original units, ``(N, K)`` float64; what lies beyond float64 is cut to its largest number."""
         limit = np.finfo(np.float64).max
         with np.errstate(over="ignore", under="ignore"):
             unit: np.ndarray = self._scaler.inverse_transform(np.asarray(scaled, dtype=np.float64))
-            values: np.ndarray = np.ldexp(unit, self.exponent)
-        return np.clip(values, -limit, limit)
+            values: np.ndarray = np.clip(np.ldexp(unit, self.exponent), -limit, limit)
+        return values

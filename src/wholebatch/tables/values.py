@@ -31,7 +31,7 @@ def as_numbers(series: pl.Series) -> pl.Series:
     dtype = series.dtype
     if dtype == pl.Duration:
         numbers = series.dt.total_microseconds().cast(pl.Float64) / 1e6
-    elif dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+    elif holds_text(series):
         text = as_text(series)
         numbers = text.cast(pl.Float64, strict=False)
         _refuse(text, numbers.is_null() & text.is_not_null(), "a number")
@@ -58,7 +58,7 @@ def as_moments(series: pl.Series) -> pl.Series:
         TableError: a value that is no date; names column, value and row.
     """
     dtype = series.dtype
-    if dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum)):
+    if holds_text(series):
         text = as_text(series)
         moments = parse_moments(text)
         if moments is None:
@@ -80,6 +80,34 @@ def parse_moments(text: pl.Series) -> pl.Series | None:
         return text.str.to_datetime(strict=False, time_unit="us")
     except pl.exceptions.PolarsError:  # "could not find an appropriate format"
         return None
+
+
+def holds_text(series: pl.Series) -> bool:
+    """Text, or categories of it."""
+    return series.dtype == pl.String or isinstance(series.dtype, (pl.Categorical, pl.Enum))
+
+
+def holds_numbers(series: pl.Series) -> bool:
+    """Numbers, or true and false."""
+    return series.dtype.is_numeric() or series.dtype == pl.Boolean
+
+
+def missing_rows(series: pl.Series) -> pl.Series:
+    """Boolean: where there is no value, by the rule of this file."""
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+    elif holds_text(series):
+        series = as_text(series)
+    return series.is_null()
+
+
+def stray_text(text: pl.Series) -> tuple[int, str] | None:
+    """(row from 0, value) of the first text that is no number, where at least nine values of ten are numbers."""
+    stray = text.cast(pl.Float64, strict=False).is_null() & text.is_not_null()
+    if not 0 < stray.sum() <= 0.1 * (len(text) - text.null_count()):
+        return None
+    row = int(stray.arg_max() or 0)
+    return row, str(text[row])
 
 
 def kind_words(dtype: pl.DataType) -> str:

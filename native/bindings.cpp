@@ -1,2 +1,197 @@
+// What Python sees of the engine: a Network per dtype. Arrays are checked in Python (feedforward/native.py) before they come here.
 #include <nanobind/nanobind.h>
-NB_MODULE(_native, m) { m.def("instruction_set", [] { return "portable"; }); }
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "dispatch.h"
+#include "network.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace wholebatch {
+
+namespace {
+
+template <class T, class... Shape> using Array = nb::ndarray<T, Shape..., nb::c_contig, nb::device::cpu>;
+template <class T> using Maybe = std::optional<Array<T>>;
+
+template <class T> T *pointer(const std::optional<Array<T>> &array) { return array ? array->data() : nullptr; }
+
+template <class E> E choose(const std::map<std::string, E> &known, const std::string &name) {
+  const auto found = known.find(name);
+  if (found == known.end())
+    throw std::invalid_argument("unknown name: " + name);
+  return found->second;
+}
+
+Configuration configure(const nb::dict &d) {
+  const auto number = [&](const char *key) { return nb::cast<double>(d[key]); };
+  const auto text = [&](const char *key) { return nb::cast<std::string>(d[key]); };
+  const std::map<std::string, Activation> activations{{"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu}, {"elu", Activation::elu},
+                                                      {"gelu", Activation::gelu}, {"silu", Activation::silu},             {"tanh", Activation::tanh},
+                                                      {"sigmoid", Activation::sigmoid}, {"identity", Activation::identity}};
+  Configuration c;
+  c.sizes = nb::cast<std::vector<int>>(d["sizes"]);
+  c.norm = choose<Norm>({{"batch", Norm::batch}, {"layer", Norm::layer}, {"rms", Norm::rms}, {"none", Norm::none}}, text("norm"));
+  c.after = nb::cast<bool>(d["after"]);
+  c.hidden_bias = nb::cast<bool>(d["hidden_bias"]);
+  c.activation = choose(activations, text("activation"));
+  c.dropout = number("dropout");
+  c.eps = number("eps");
+  c.momentum = number("momentum");
+  c.loss = choose<LossKind>({{"cross_entropy", LossKind::cross_entropy}, {"mse", LossKind::mse}, {"huber", LossKind::huber}, {"bce", LossKind::bce}},
+                            text("loss"));
+  c.label_smoothing = number("label_smoothing");
+  c.delta = number("delta");
+  c.scale = number("scale");
+  c.alpha = number("alpha");
+  c.class_weights = nb::cast<std::vector<double>>(d["class_weights"]);
+  c.optimizer = choose<OptimizerKind>({{"sgd", OptimizerKind::sgd}, {"adam", OptimizerKind::adam}, {"adamw", OptimizerKind::adamw}}, text("optimizer"));
+  c.nesterov = nb::cast<bool>(d["nesterov"]);
+  c.optimizer_momentum = number("optimizer_momentum");
+  c.beta1 = number("beta1");
+  c.beta2 = number("beta2");
+  c.optimizer_eps = number("optimizer_eps");
+  c.weight_decay = number("weight_decay");
+  c.max_grad_norm = number("max_grad_norm");
+  c.seed = nb::cast<std::uint64_t>(d["seed"]);
+  c.threads = nb::cast<int>(d["threads"]);
+  c.by_neuron = nb::cast<bool>(d["by_neuron"]);
+  return c;
+}
+
+// The four forms that a parameter has.
+template <class T> Buffer<T> &form(Parameter<T> &p, const std::string &name) {
+  if (name == "value")
+    return p.value;
+  if (name == "gradient")
+    return p.gradient;
+  return name == "second" ? p.second : p.first;
+}
+
+// Copies between a torch-shaped array and the engine's layout, in either direction.
+template <class T, class F> void each_element(Network<T> &net, int layer, const std::string &role, const std::string &which, Array<T> array, F copy) {
+  LayerState<T> &state = net.layers().at(static_cast<std::size_t>(layer));
+  T *data = array.data();
+  if (role == "weight") { // torch's is (outputs, inputs)
+    Buffer<T> &buffer = form(state.weight, which);
+    for (int o = 0; o < state.outputs; ++o)
+      for (int i = 0; i < state.inputs; ++i)
+        copy(data[static_cast<std::size_t>(o) * state.inputs + i], buffer[net.weight_index(state, i, o)]);
+    return;
+  }
+  for (int o = 0; o < state.outputs; ++o) {
+    if (role == "bias")
+      copy(data[o], form(state.weight, which)[net.weight_index(state, state.inputs, o)]);
+    else
+      copy(data[o], form(role == "norm_weight" ? state.gamma : state.beta, which)[o]);
+  }
+}
+
+
+template <class T>
+Table<T> table_of(const Maybe<const T> &dense, const Maybe<const T> &data, const Maybe<const std::int32_t> &indices32,
+                  const Maybe<const std::int32_t> &indptr32, const Maybe<const std::int64_t> &indices64, const Maybe<const std::int64_t> &indptr64) {
+  Table<T> table;
+  table.dense = pointer(dense);
+  table.data = pointer(data);
+  table.indices32 = pointer(indices32);
+  table.indptr32 = pointer(indptr32);
+  table.indices64 = pointer(indices64);
+  table.indptr64 = pointer(indptr64);
+  return table;
+}
+
+// Asks Python for signals, and tells progress. Called on the thread that called from Python.
+std::function<void(std::int64_t, double)> poller(const nb::object &progress) {
+  return [progress](std::int64_t examples, double loss) {
+    const nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0)
+      throw nb::python_error();
+    if (!progress.is_none() && examples > 0)
+      progress(examples, loss / static_cast<double>(examples));
+  };
+}
+
+template <class T> void bind_network(nb::module_ &m, const char *name) {
+  nb::class_<Network<T>>(m, name)
+      .def("__init__", [](Network<T> *self, const nb::dict &d) { new (self) Network<T>(configure(d), kernels<T>()); })
+      .def("set",
+           [](Network<T> &self, int layer, const std::string &role, const std::string &which, Array<T> array) {
+             each_element(self, layer, role, which, array, [](T &outside, T &inside) { inside = outside; });
+           })
+      .def("get",
+           [](Network<T> &self, int layer, const std::string &role, const std::string &which, Array<T> array) {
+             each_element(self, layer, role, which, array, [](T &outside, T &inside) { outside = inside; });
+           })
+      .def("set_running",
+           [](Network<T> &self, int layer, Array<double> mean, Array<double> var, double tracked) {
+             LayerState<T> &state = self.layers().at(static_cast<std::size_t>(layer));
+             std::copy_n(mean.data(), state.outputs, state.running_mean.get());
+             std::copy_n(var.data(), state.outputs, state.running_var.get());
+             state.tracked = tracked;
+           })
+      .def("get_running",
+           [](Network<T> &self, int layer, Array<double> mean, Array<double> var) {
+             LayerState<T> &state = self.layers().at(static_cast<std::size_t>(layer));
+             std::copy_n(state.running_mean.get(), state.outputs, mean.data());
+             std::copy_n(state.running_var.get(), state.outputs, var.data());
+             return state.tracked;
+           })
+      .def("refresh", &Network<T>::refresh)
+      .def(
+          "run",
+          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32, Maybe<const std::int32_t> indptr32,
+             Maybe<const std::int64_t> indices64, Maybe<const std::int64_t> indptr64, Maybe<const std::int64_t> classes, Maybe<const T> values,
+             Maybe<const T> weights, Array<const std::int64_t> order, Array<const std::int64_t> offsets, std::int64_t first_step,
+             Maybe<const double> learning_rates, bool track, nb::object progress) {
+            Table<T> table = table_of<T>(dense, data, indices32, indptr32, indices64, indptr64);
+            table.classes = pointer(classes);
+            table.values = pointer(values);
+            table.weights = pointer(weights);
+            const typename Network<T>::Epoch epoch{table,      order.data(), offsets.data(),          static_cast<std::int64_t>(offsets.size()) - 1,
+                                                   first_step, pointer(learning_rates), track, poller(progress)};
+            const nb::gil_scoped_release free;
+            return self.run(epoch);
+          },
+          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(), "indptr64"_a.none(), "classes"_a.none(),
+          "values"_a.none(), "weights"_a.none(), "order"_a, "offsets"_a, "first_step"_a, "learning_rates"_a.none(), "track"_a, "progress"_a.none())
+      .def(
+          "predict",
+          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32, Maybe<const std::int32_t> indptr32,
+             Maybe<const std::int64_t> indices64, Maybe<const std::int64_t> indptr64, Array<T, nb::ndim<2>> out) {
+            const Table<T> table = table_of<T>(dense, data, indices32, indptr32, indices64, indptr64);
+            const auto poll = poller(nb::none());
+            const nb::gil_scoped_release free;
+            self.predict(table, static_cast<std::int64_t>(out.shape(0)), out.data(), poll);
+          },
+          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(), "indptr64"_a.none(), "out"_a);
+}
+
+} // namespace
+
+} // namespace wholebatch
+
+NB_MODULE(_native, m) {
+  using namespace wholebatch;
+  m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
+  nb::register_exception_translator([](const std::exception_ptr &p, void *) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const Diverged &d) {
+      PyObject *arguments = Py_BuildValue("(Li)", static_cast<long long>(d.step), d.layer);
+      PyErr_SetObject(PyExc_ArithmeticError, arguments);
+      Py_XDECREF(arguments);
+    }
+  });
+  bind_network<float>(m, "NetworkFloat32");
+  bind_network<double>(m, "NetworkFloat64");
+}

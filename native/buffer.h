@@ -1,0 +1,52 @@
+// Aligned memory that is zeroed once, and asks for huge pages where it is large (they are given on request only, on many systems).
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace wholebatch {
+
+template <class T> class Buffer {
+public:
+  Buffer() = default;
+  explicit Buffer(std::size_t count) { resize(count); }
+
+  // Grows to at least count elements, all zero; what was there is lost.
+  void resize(std::size_t count) {
+    if (count <= count_)
+      return;
+    constexpr std::size_t line = 64, huge = std::size_t{1} << 21;
+    const std::size_t bytes = count * sizeof(T), unit = bytes >= 2 * huge ? huge : line;
+    const std::size_t rounded = (bytes + unit - 1) / unit * unit;
+    data_.reset(static_cast<T *>(std::aligned_alloc(unit, rounded)));
+    count_ = 0;
+    if (!data_)
+      throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (unit == huge)
+      madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
+    std::memset(static_cast<void *>(data_.get()), 0, rounded);
+    count_ = count;
+  }
+  void clear() { std::memset(static_cast<void *>(data_.get()), 0, count_ * sizeof(T)); }
+
+  T *get() { return data_.get(); }
+  const T *get() const { return data_.get(); }
+  T &operator[](std::size_t i) { return data_.get()[i]; }
+  const T &operator[](std::size_t i) const { return data_.get()[i]; }
+  std::size_t size() const { return count_; }
+
+private:
+  struct Free {
+    void operator()(T *p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  std::size_t count_ = 0;
+};
+
+} // namespace wholebatch

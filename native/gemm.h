@@ -1,0 +1,120 @@
+// The three matrix products of a layer, out of one register tile: Z = H W, dH = dZ W^T and dW = H^T dZ.
+//
+// Every element is one chain of fused multiply-adds in ascending order of the inner index, whatever tile it falls into, so a
+// result does not depend on how rows and columns are dealt out to threads.
+#pragma once
+
+#include "simd.h"
+
+namespace wholebatch::WB_SET {
+
+// Inner indices per sweep over the rows: keeps a panel of B (depth x 32 float32: 48 KiB) near the first-level cache.
+constexpr int depth_block = 384;
+
+// c (ROWS x NV vectors) over `depth`. TRANSPOSED: a's rows are the inner index, and b is row-major instead of packed.
+template <class T, int ROWS, int NV, bool TRANSPOSED>
+inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb, T *__restrict c,
+                 std::int64_t ldc, bool first) {
+  constexpr int W = width<T>;
+  Vec<T> sum[ROWS][NV];
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j)
+      sum[i][j] = TRANSPOSED || first ? Vec<T>{} : load(c + i * ldc + j * W);
+  for (int k = 0; k < depth; ++k) {
+    Vec<T> bk[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j)
+      bk[j] = load(b + j * W);
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; ++i) {
+      const Vec<T> ak = all(TRANSPOSED ? a[i] : a[i * lda]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j)
+        sum[i][j] = fma<T>(ak, bk[j], sum[i][j]);
+    }
+    b += ldb;
+    a += TRANSPOSED ? lda : 1;
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) {
+      T *to = c + i * ldc + j * W;
+      store(to, TRANSPOSED && !first ? load(to) + sum[i][j] : sum[i][j]);
+    }
+}
+
+template <class T, int NV, bool TRANSPOSED, int ROWS = WB_TILE_ROWS>
+inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c, std::int64_t ldc, bool first) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS)
+      tile<T, ROWS, NV, TRANSPOSED>(depth, a, lda, b, ldb, c, ldc, first);
+    else
+      tile_of<T, NV, TRANSPOSED, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first);
+  }
+}
+
+// All rows of one panel, in tiles of nearly equal height (a single left-over row would starve the multiply-add units).
+template <class T, int NV, bool TRANSPOSED>
+inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c, std::int64_t ldc, bool first) {
+  const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
+  for (int t = 0; t < tiles; ++t) {
+    const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+    tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc, ldc, first);
+  }
+}
+
+template <class T>
+void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc) {
+  for (int k = 0; k < depth; k += depth_block) {
+    const int part = depth - k < depth_block ? depth - k : depth_block;
+    const std::int64_t ldb = vectors * width<T>;
+    if (vectors == 2)
+      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
+    else
+      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
+  }
+}
+
+template <class T>
+void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors, T *out,
+                         bool first) {
+  if (vectors == 2)
+    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first);
+  else
+    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first);
+}
+
+// Where column c of a matrix of panels begins, and how many vectors its panel has.
+struct PanelAt {
+  std::int64_t offset;
+  int wide, within;
+};
+template <class T> inline PanelAt panel_at(int column, int columns, std::int64_t depth) {
+  constexpr int W = width<T>, N = 2 * W;
+  const int padded = (columns + W - 1) / W * W;
+  const int p = column / N;
+  return {static_cast<std::int64_t>(p) * N * depth, padded - p * N < N ? W : N, column - p * N};
+}
+
+template <class T>
+void transpose(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end) {
+  constexpr int N = 2 * width<T>;
+  // Tiles of one panel by one panel stay in the first-level cache, and are written row by row.
+  for (int q = begin / N * N; q < end; q += N) {
+    const PanelAt to = panel_at<T>(q, inputs, outputs);
+    const int from = q < begin ? begin : q, until = q + N < end ? q + N : end;
+    for (int p = 0; p < outputs; p += N) {
+      const PanelAt source = panel_at<T>(p, outputs, forward_depth);
+      const int stop = p + N < outputs ? p + N : outputs;
+      for (int c = p; c < stop; ++c)
+        for (int k = from; k < until; ++k)
+          back[to.offset + static_cast<std::int64_t>(c) * to.wide + k - q] =
+              forward[source.offset + static_cast<std::int64_t>(k) * source.wide + c - p];
+    }
+  }
+}
+
+} // namespace wholebatch::WB_SET

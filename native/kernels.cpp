@@ -1,0 +1,23 @@
+// Compiled once per instruction set; see CMakeLists.txt.
+#include "kernels.h"
+
+#include "gemm.h"
+#include "layer.h"
+#include "loss.h"
+#include "optimizer.h"
+
+#define WB_JOIN(a, b) a##b
+#define WB_KERNELS(set) WB_JOIN(kernels_, set)
+
+namespace wholebatch {
+
+template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
+  namespace set = WB_SET;
+  static constexpr Kernels<T> kernels{set::width<T>,       set::multiply<T>,       set::multiply_transposed<T>, set::transpose<T>, set::moments<T>, set::row_statistics<T>, set::normalise<T>,   set::input_gradient<T>, set::output_gradient<T>,     set::loss<T>,      set::update<T>};
+  return kernels;
+}
+
+template const Kernels<float> &WB_KERNELS(WB_SET)<float>();
+template const Kernels<double> &WB_KERNELS(WB_SET)<double>();
+
+} // namespace wholebatch

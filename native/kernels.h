@@ -1,0 +1,92 @@
+// The arithmetic on one block of rows: what the step hands to the build of the kernels that fits the processor.
+//
+// Shapes: a block is `rows` rows of a row-major matrix with leading dimension ld. Columns are padded to whole vectors, and
+// padding is zero or never read. A panel is two vectors of columns wide (the last one may be one vector).
+#pragma once
+
+#include <cstdint>
+
+namespace wholebatch {
+
+enum class Norm { batch, layer, rms, none };
+enum class Activation { relu, leaky_relu, elu, gelu, silu, tanh, sigmoid, identity };
+enum class LossKind { cross_entropy, mse, huber, bce };
+enum class OptimizerKind { sgd, adam, adamw, none };
+
+// What a hidden layer does between its sums z and its output h, and the vectors (one element per padded column) it does it
+// with. u is what is normalised: z, or phi(z) where the norm stands after the activation. x̂ is always formed from u - mean: the
+// shorter scale * u + offset loses the digits that a large mean takes up.
+template <class T> struct Between {
+  Norm norm;
+  bool after;
+  Activation activation;
+  int columns; // without padding
+  T eps;
+  const T *real;          // 1 in columns, 0 in padding
+  const T *mean, *rstd;   // batch: x̂ = (u - mean) * rstd
+  const T *scale;         // batch: y = (u - mean) * scale + beta, with scale = gamma * rstd
+  const T *gamma, *beta;  // layer, rms: y = x̂ * gamma + beta
+  const T *k1, *k2;       // batch, backward: du = scale * g + k1 + k2 * (u - mean)
+  T *row_mean, *row_rstd; // layer, rms: of the mini-batch's rows; written by `row_statistics`, read by all that follow
+  std::uint64_t seed;
+  std::uint32_t threshold; // dropout: an element stays where its random word is at least this; 0 is no dropout
+  std::uint32_t layer, step;
+  T keep_scale; // 1 / (1 - p)
+};
+
+template <class T> struct LossTerms {
+  LossKind kind;
+  int outputs;
+  T label_smoothing, delta;
+  const T *class_weights; // null: all 1
+  double factor;          // scale / sum of weights: multiplies each example's weighted loss
+};
+
+template <class T> struct UpdateTerms {
+  OptimizerKind kind;
+  bool nesterov;
+  T learning_rate, momentum, weight_decay, beta1, beta2, eps;
+  T step_size, root_correction; // Adam: learning_rate / (1 - beta1^t) and sqrt(1 - beta2^t)
+};
+
+// How many rows of the mini-batch, from which on: blocks know where they stand for dropout and for the norms over rows.
+struct Rows {
+  std::int64_t first;
+  int count;
+};
+
+template <class T> struct Kernels {
+  int width;
+
+  // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
+  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc);
+  // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
+  void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors, T *out,
+                              bool first);
+  // back (panels of inputs) = the transpose of forward (panels of outputs), for inputs [begin, end)
+  void (*transpose)(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end);
+
+  // Mean and M2 of u over the block's rows, for `vectors` vectors of columns.
+  void (*moments)(const Between<T> &, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2);
+  // Layer and rms norm: mean and rstd of each row of u, into row_mean and row_rstd.
+  void (*row_statistics)(const Between<T> &, Rows, const T *z, std::int64_t ldz);
+  // h = dropout(norm and activation of z) for columns [begin, end), both whole vectors.
+  void (*normalise)(const Between<T> &, Rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh);
+  // dz from g, for all columns
+  void (*input_gradient)(const Between<T> &, Rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz);
+  // In place over one panel that begins at `column`: dh -> g; and the sums over rows of g and g * x̂.
+  void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors, double *sum_g,
+                          double *sum_gx);
+
+  // In place: outputs -> their gradient. Returns the block's share of the loss.
+  double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index, const std::int64_t *classes,
+                 const T *values, const T *weights);
+  void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);
+};
+
+// The build for an instruction set.
+template <class T> const Kernels<T> &kernels_avx512();
+template <class T> const Kernels<T> &kernels_avx2();
+template <class T> const Kernels<T> &kernels_portable();
+
+} // namespace wholebatch

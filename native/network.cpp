@@ -1,0 +1,326 @@
+#include "network.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace wholebatch {
+
+namespace {
+
+constexpr std::int64_t poll_nanoseconds = 50'000'000;
+
+std::int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::int64_t whole(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+// Rows an odd number of cache lines apart do not crowd the same cache sets.
+std::int64_t odd_lines(std::int64_t count, std::int64_t line) { return whole(count, line) / line % 2 ? whole(count, line) : whole(count, line) + line; }
+
+} // namespace
+
+template <class T> void Parameter<T>::resize(std::size_t count, OptimizerKind optimizer, bool momentum) {
+  value.resize(count);
+  gradient.resize(count);
+  if (optimizer == OptimizerKind::sgd ? momentum : optimizer != OptimizerKind::none)
+    first.resize(count);
+  if (optimizer == OptimizerKind::adam || optimizer == OptimizerKind::adamw)
+    second.resize(count);
+}
+
+template <class T> Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels) : config_(configuration), kernels_(kernels) {
+  const auto &sizes = config_.sizes;
+  const int count = static_cast<int>(sizes.size()) - 1, width = kernels_.width;
+  const std::int64_t line = 64 / sizeof(T);
+  layers_.resize(count);
+  for (int l = 0; l < count; ++l) {
+    LayerState<T> &layer = layers_[l];
+    const bool hidden = l + 1 < count;
+    layer.inputs = sizes[l];
+    layer.outputs = sizes[l + 1];
+    layer.bias = !hidden || config_.hidden_bias;
+    layer.norm = hidden && config_.norm != Norm::none;
+    layer.shift = layer.norm && config_.norm != Norm::rms;
+    layer.depth = layer.inputs + (layer.bias ? 1 : 0);
+    layer.padded = static_cast<int>(whole(layer.outputs, width));
+    layer.stride = layer.padded * static_cast<std::int64_t>(sizeof(T)) % 2048 ? layer.padded : layer.padded + line;
+    const bool momentum = config_.optimizer_momentum != 0;
+    layer.weight.resize(static_cast<std::size_t>(layer.depth) * layer.padded, config_.optimizer, momentum);
+    if (l > 0)
+      layer.back.resize(static_cast<std::size_t>(layer.outputs) * whole(layer.inputs, width));
+    layer.real.resize(layer.padded);
+    std::fill_n(layer.real.get(), layer.outputs, T(1));
+    layer.weight_squares.resize(layer.depth);
+    layer.gradient_squares.resize(layer.depth);
+    if (layer.norm) {
+      layer.gamma.resize(layer.padded, config_.optimizer, momentum);
+      layer.beta.resize(layer.padded, config_.optimizer, momentum);
+      layer.running_mean.resize(layer.padded);
+      layer.running_var.resize(layer.padded);
+    }
+    ldh_ = std::max(ldh_, odd_lines(std::max<std::int64_t>(layer.depth, whole(layer.inputs, width)), line));
+    lddz_ = std::max(lddz_, odd_lines(layer.padded, line));
+  }
+  work_.resize(config_.threads);
+  for (auto &work : work_) {
+    work.h.resize(Blocks::most * ldh_);
+    work.dz.resize(Blocks::most * lddz_);
+    work.row_mean.resize(Blocks::most);
+    work.row_rstd.resize(Blocks::most);
+    work.layers.resize(count - 1);
+    for (int l = 0; l < count - 1; ++l) {
+      auto &v = work.layers[l];
+      for (Buffer<T> *buffer : {&v.mean, &v.rstd, &v.scale, &v.gamma, &v.beta, &v.k1, &v.k2})
+        buffer->resize(layers_[l].padded);
+      for (Buffer<double> *buffer : {&v.merged_mean, &v.merged_m2, &v.sum_g, &v.sum_gx})
+        buffer->resize(layers_[l].padded);
+    }
+  }
+  class_weights_.resize(config_.class_weights.size());
+  std::copy(config_.class_weights.begin(), config_.class_weights.end(), class_weights_.get());
+  centre_.resize(sizes[0]);
+}
+
+template <class T> std::size_t Network<T>::weight_index(const LayerState<T> &layer, int input, int output) const {
+  const std::int64_t panel = output / panel_width(), wide = vectors_at(panel, layer.padded) * kernels_.width;
+  return panel * panel_width() * layer.depth + input * wide + output % panel_width();
+}
+
+template <class T> void Network<T>::refresh() {
+  for (int l = 1; l <= hidden(); ++l) {
+    LayerState<T> &layer = layers_[l];
+    kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, layer.back.get(), layer.inputs, 0, layer.inputs);
+  }
+}
+
+// A child that was forked has the team's memory but not its threads: it makes a team of its own.
+template <class T> Team &Network<T>::team() {
+  if (team_ && team_process_ != getpid())
+    static_cast<void>(team_.release());
+  if (!team_) {
+    team_ = std::make_unique<Team>(config_.threads);
+    team_process_ = getpid();
+  }
+  return *team_;
+}
+
+template <class T> void Network<T>::prepare(std::int64_t most_rows) {
+  const std::int64_t blocks = Blocks(most_rows).count;
+  std::int64_t widest = 0;
+  for (int l = 0; l <= hidden(); ++l) {
+    LayerState<T> &layer = layers_[l];
+    widest = std::max(widest, layer.stride);
+    if (l == hidden())
+      break;
+    layer.z.resize(most_rows * layer.stride);
+    if (row_norm()) {
+      layer.row_mean.resize(most_rows);
+      layer.row_rstd.resize(most_rows);
+    }
+    if (layer.norm)
+      for (Buffer<double> *table : {&layer.means, &layer.m2s, &layer.sum_gs, &layer.sum_gxs})
+        table->resize(blocks * layer.padded);
+  }
+  for (int i = 0; i < std::min(3, hidden() + 1); ++i)
+    g_[i].resize(most_rows * widest);
+  loss_blocks_.resize(blocks);
+}
+
+// Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are off by 1e-3.
+// Under batch norm the mean goes away again, so a column that lies far from zero, judged by the epoch's first rows, is moved there.
+template <class T> void Network<T>::centre(const Epoch &epoch) {
+  centred_ = false;
+  const bool cancels = hidden() > 0 && config_.norm == Norm::batch && !config_.after;
+  if (!cancels || !epoch.table.dense)
+    return;
+  const int columns = config_.sizes[0];
+  const std::int64_t rows = std::min<std::int64_t>(64, epoch.offsets[epoch.steps]);
+  std::vector<double> mean(columns), m2(columns);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) {
+      const double value = epoch.table.dense[epoch.order[r] * columns + c], delta = value - mean[c];
+      mean[c] += delta / static_cast<double>(r + 1);
+      m2[c] += delta * (value - mean[c]);
+    }
+  for (int c = 0; c < columns; ++c) {
+    const bool far = mean[c] * mean[c] * static_cast<double>(rows) > 16 * m2[c];
+    centre_[c] = far ? static_cast<T>(mean[c]) : T(0);
+    centred_ = centred_ || far;
+  }
+}
+
+template <class T>
+void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end, bool centred,
+                        T *h) const {
+  const std::int64_t columns = config_.sizes[0], stop = std::min(end, columns);
+  const auto sparse = [&](const auto *indices, const auto *indptr, std::int64_t row, T *to) {
+    std::fill(to + begin, to + stop, T(0));
+    const auto *first = indices + indptr[row], *last = indices + indptr[row + 1];
+    for (const auto *i = std::lower_bound(first, last, begin); i != last && *i < stop; ++i)
+      to[*i] = table.data[i - indices];
+  };
+  for (int r = 0; r < count; ++r, h += ldh_) {
+    const std::int64_t row = rows ? rows[r] : r;
+    if (!table.dense) {
+      if (table.indices32)
+        sparse(table.indices32, table.indptr32, row, h);
+      else
+        sparse(table.indices64, table.indptr64, row, h);
+    } else {
+      const T *from = table.dense + row * columns;
+      if (centred)
+        for (std::int64_t c = begin; c < stop; ++c)
+          h[c] = from[c] - centre_[c];
+      else
+        std::copy(from + begin, from + stop, h + begin);
+    }
+    if (end > columns)
+      h[columns] = T(1);
+  }
+}
+
+template <class T> Between<T> Network<T>::between(int worker, int layer) const {
+  const LayerState<T> &state = layers_[layer];
+  const auto &v = work_[worker].layers[layer];
+  Between<T> b{};
+  b.norm = config_.norm;
+  b.after = config_.after;
+  b.activation = config_.activation;
+  b.columns = state.outputs;
+  b.eps = static_cast<T>(config_.eps);
+  b.real = state.real.get();
+  b.mean = v.mean.get();
+  b.rstd = v.rstd.get();
+  b.scale = v.scale.get();
+  b.gamma = v.gamma.get();
+  b.beta = v.beta.get();
+  b.k1 = v.k1.get();
+  b.k2 = v.k2.get();
+  b.row_mean = const_cast<T *>(state.row_mean.get());
+  b.row_rstd = const_cast<T *>(state.row_rstd.get());
+  b.seed = config_.seed;
+  b.threshold = static_cast<std::uint32_t>(config_.dropout * 4294967296.0);
+  b.layer = static_cast<std::uint32_t>(layer);
+  b.keep_scale = static_cast<T>(1 / (1 - config_.dropout));
+  return b;
+}
+
+// By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is computed
+// alike either way, so the choice changes no bit.
+template <class T> typename Network<T>::Share Network<T>::share(int worker, std::int64_t blocks, int padded) const {
+  const std::int64_t panels = panels_of(padded), workers = config_.threads;
+  if (config_.by_neuron)
+    return {{0, blocks}, {panels * worker / workers, panels * (worker + 1) / workers}};
+  return {{blocks * worker / workers, blocks * (worker + 1) / workers}, {0, panels}};
+}
+
+// The rows of a weight matrix whose gradient and update are this worker's: each element over all examples, so no partial sums.
+template <class T> typename Network<T>::Range Network<T>::rows_of_depth(int worker, int depth) const {
+  constexpr std::int64_t unit = 4; // whole quadruples fill register tiles
+  const std::int64_t units = (depth + unit - 1) / unit, workers = config_.threads;
+  return {std::min<std::int64_t>(depth, units * worker / workers * unit), std::min<std::int64_t>(depth, units * (worker + 1) / workers * unit)};
+}
+
+// Worker 0 is the calling thread: it is the one that may ask Python whether there was a Ctrl-C.
+template <class T> void Network<T>::poll(int worker) {
+  if (worker != 0 || error_)
+    return;
+  const std::int64_t time = now();
+  if (time < next_poll_)
+    return;
+  next_poll_ = time + poll_nanoseconds;
+  try {
+    epoch_->poll(examples_, total_loss_);
+  } catch (...) {
+    error_ = std::current_exception();
+    team_->ask_to_stop();
+  }
+}
+
+template <class T> double Network<T>::run(const Epoch &epoch) {
+  std::int64_t most = 0;
+  for (std::int64_t s = 0; s < epoch.steps; ++s)
+    most = std::max(most, epoch.offsets[s + 1] - epoch.offsets[s]);
+  prepare(most);
+  centre(epoch);
+  epoch_ = &epoch;
+  error_ = nullptr;
+  total_loss_ = 0;
+  examples_ = 0;
+  next_poll_ = now() + poll_nanoseconds;
+  team().run([this, &epoch](int worker) {
+    for (std::int64_t s = 0; s < epoch.steps; ++s)
+      if (!step(worker, s))
+        break;
+  });
+  epoch_ = nullptr;
+  if (error_)
+    std::rethrow_exception(error_);
+  return total_loss_;
+}
+
+template <class T>
+void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll_python) {
+  const Epoch epoch{table, nullptr, nullptr, 0, 0, nullptr, false, poll_python};
+  epoch_ = &epoch;
+  error_ = nullptr;
+  next_poll_ = now() + poll_nanoseconds;
+  const std::int64_t blocks = (rows + Blocks::most - 1) / Blocks::most;
+  team().run([&](int worker) {
+    Workspace<T> &work = work_[worker];
+    for (int l = 0; l < hidden(); ++l) {
+      auto &v = work.layers[l];
+      LayerState<T> &layer = layers_[l];
+      for (int c = 0; layer.norm && c < layer.padded; ++c) {
+        v.gamma[c] = layer.gamma.value[c];
+        v.beta[c] = layer.beta.value[c];
+        v.mean[c] = static_cast<T>(layer.running_mean[c]);
+        v.scale[c] = static_cast<T>(layer.gamma.value[c] / std::sqrt(layer.running_var[c] + config_.eps));
+      }
+    }
+    for (std::int64_t b = blocks * worker / config_.threads; b < blocks * (worker + 1) / config_.threads; ++b) {
+      poll(worker);
+      if (team_->stop_asked())
+        break;
+      const std::int64_t first = b * Blocks::most;
+      const int count = static_cast<int>(std::min(Blocks::most, rows - first));
+      std::vector<std::int64_t> index(count);
+      for (int r = 0; r < count; ++r)
+        index[r] = first + r;
+      gather(table, index.data(), count, 0, layers_[0].depth, false, work.h.get());
+      for (int l = 0; l <= hidden(); ++l) {
+        LayerState<T> &layer = layers_[l];
+        for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
+          kernels_.multiply(count, layer.depth, work.h.get(), ldh_, layer.weight.value.get() + p * panel_width() * layer.depth,
+                            vectors_at(p, layer.padded), work.dz.get() + p * panel_width(), lddz_);
+        if (l == hidden())
+          break;
+        Between<T> between = this->between(worker, l);
+        between.threshold = 0; // no dropout
+        between.row_mean = work.row_mean.get();
+        between.row_rstd = work.row_rstd.get();
+        if (row_norm())
+          kernels_.row_statistics(between, {0, count}, work.dz.get(), lddz_);
+        kernels_.normalise(between, {0, count}, work.dz.get(), lddz_, 0, layer.padded, work.h.get(), ldh_);
+        if (layers_[l + 1].bias)
+          for (int r = 0; r < count; ++r)
+            work.h[r * ldh_ + layers_[l + 1].inputs] = T(1);
+      }
+      const int outputs = layers_.back().outputs;
+      for (int r = 0; r < count; ++r)
+        std::copy_n(work.dz.get() + r * lddz_, outputs, out + (first + r) * outputs);
+    }
+  });
+  epoch_ = nullptr;
+  if (error_)
+    std::rethrow_exception(error_);
+}
+
+template class Network<float>;
+template class Network<double>;
+
+} // namespace wholebatch

@@ -1,0 +1,197 @@
+// The feed-forward net as example-threads: one team of workers lives through a whole epoch, and a step is one parallel region.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "moments.h"
+#include "team.h"
+
+namespace wholebatch {
+
+struct Configuration {
+  std::vector<int> sizes; // features of the input, of each hidden layer, of the output
+  Norm norm;
+  bool after, hidden_bias;
+  Activation activation;
+  double dropout, eps, momentum; // momentum < 0: the plain average over all steps
+  LossKind loss;
+  double label_smoothing, delta, scale, alpha;
+  std::vector<double> class_weights;
+  OptimizerKind optimizer;
+  bool nesterov;
+  double optimizer_momentum, beta1, beta2, optimizer_eps, weight_decay, max_grad_norm; // max_grad_norm 0: no clipping
+  std::uint64_t seed;
+  int threads;
+  bool by_neuron;
+};
+
+// The table: dense rows, or CSR (then `dense` is null). Targets are class indices or rows of values.
+template <class T> struct Table {
+  const T *dense = nullptr;
+  const T *data = nullptr;
+  const std::int32_t *indices32 = nullptr, *indptr32 = nullptr;
+  const std::int64_t *indices64 = nullptr, *indptr64 = nullptr;
+  const std::int64_t *classes = nullptr;
+  const T *values = nullptr, *weights = nullptr;
+};
+
+// A matrix or vector of parameters and what the optimizer keeps for it, all in one layout.
+template <class T> struct Parameter {
+  Buffer<T> value, gradient, first, second;
+  void resize(std::size_t count, OptimizerKind optimizer, bool momentum);
+};
+
+template <class T> struct LayerState {
+  int inputs, outputs;
+  int depth;  // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
+  int padded; // outputs in whole vectors
+  std::int64_t stride; // of z and its gradient: padded, off the powers of two that would crowd one cache set
+  bool bias, norm, shift; // shift: the norm has a beta (rms has none)
+  Parameter<T> weight;    // panels of outputs: [panel][depth][panel width]
+  Buffer<T> back;         // its transpose, panels of inputs: [panel][outputs][panel width]
+  Parameter<T> gamma, beta; // padded, zero in the padding
+  Buffer<T> real;           // 1 in outputs, 0 in the padding
+  Buffer<double> running_mean, running_var;
+  double tracked = 0; // num_batches_tracked
+  // Of the mini-batch under way:
+  Buffer<T> z;                                // (rows, stride)
+  Buffer<T> row_mean, row_rstd;               // layer and rms norm
+  Buffer<double> means, m2s, sum_gs, sum_gxs; // [block][padded]
+  Buffer<double> weight_squares, gradient_squares; // per row of depth
+};
+
+// What a worker holds for itself: each layer's merged statistics (every worker merges, so that one meeting is enough) and blocks.
+template <class T> struct Workspace {
+  struct Vectors {
+    Buffer<T> mean, rstd, scale, gamma, beta, k1, k2;
+    Buffer<double> merged_mean, merged_m2, sum_g, sum_gx;
+  };
+  std::vector<Vectors> layers;
+  Buffer<T> h, dz;                // a block of a layer's inputs, and of the gradient of its sums
+  Buffer<T> row_mean, row_rstd;   // of one block, for predict
+};
+
+// The loss was not finite.
+struct Diverged {
+  std::int64_t step; // from 1
+  int layer;         // from 1; 0 is the input
+};
+
+template <class T> class Network {
+public:
+  Network(const Configuration &configuration, const Kernels<T> &kernels);
+
+  const Configuration &configuration() const { return config_; }
+  const Kernels<T> &kernels() const { return kernels_; }
+  std::vector<LayerState<T>> &layers() { return layers_; }
+  // Where weight (input, output) stands in a layer's panels.
+  std::size_t weight_index(const LayerState<T> &layer, int input, int output) const;
+  // Makes the transposes, after parameters were set.
+  void refresh();
+
+  struct Epoch {
+    Table<T> table;
+    const std::int64_t *order;   // rows in the order of this epoch
+    const std::int64_t *offsets; // steps + 1: where mini-batches begin in `order`
+    std::int64_t steps, first_step;
+    const double *learning_rates; // one per step; null: gradients only
+    bool track;                   // move the running statistics
+    // Called a few times a second on the calling thread with (examples done, sum of loss times examples). It may throw.
+    std::function<void(std::int64_t, double)> poll;
+  };
+  // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then unspecified.
+  double run(const Epoch &epoch);
+
+  // Outputs in eval mode into out (rows, outputs).
+  void predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll);
+
+private:
+  struct Range {
+    std::int64_t begin, end;
+  };
+  // A worker's part of a phase: blocks of rows, and panels of columns.
+  struct Share {
+    Range blocks, panels;
+  };
+  // The step under way, as one worker sees it.
+  struct Step {
+    int worker;
+    std::int64_t index, rows;
+    Blocks blocks;
+    const std::int64_t *order;
+    LossTerms<T> loss;
+    UpdateTerms<T> update;
+    bool updates;
+  };
+
+  // step.cpp: the phases
+  bool step(int worker, std::int64_t index);
+  bool meet_after(const Step &step, int layer);
+  void forward(const Step &step, int layer);
+  void output(const Step &step);
+  void backward(const Step &step, int layer);
+  void inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end);
+  const T *gradient_of_sums(const Step &step, int layer, std::int64_t block, std::int64_t &ld);
+  void row_statistics(const Step &step, int layer, Range blocks);
+  void finish_moments(const Step &step, int layer);
+  void finish_sums(const Step &step, int layer);
+  void finish_loss(const Step &step);
+  Step begin(int worker, std::int64_t index) const;
+
+  // update.cpp: gradients of the parameters, and the optimizer
+  void weight_gradient(const Step &step, int layer);
+  void finish_gradient(const Step &step, int layer, Range depth);
+  void update_layer(const Step &step, int layer, Range depth);
+  void clip_and_update(const Step &step);
+  void add_penalty(const Step &step);
+
+  // network.cpp: the rest
+  void prepare(std::int64_t most_rows);
+  void centre(const Epoch &epoch);
+  void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end, bool centred, T *h) const;
+  Between<T> between(int worker, int layer) const;
+  Share share(int worker, std::int64_t blocks, int padded) const;
+  Range rows_of_depth(int worker, int depth) const;
+  void poll(int worker);
+  Team &team();
+
+  std::int64_t panel_width() const { return 2 * kernels_.width; }
+  std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
+  int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
+  int hidden() const { return static_cast<int>(layers_.size()) - 1; }
+  bool row_norm() const { return config_.norm == Norm::layer || config_.norm == Norm::rms; }
+  T *gradients_of(int layer) { return g_[layer % 3].get(); }
+  static Rows rows_of(const Blocks &blocks, std::int64_t block) {
+    return {blocks.begin(block), static_cast<int>(blocks.begin(block + 1) - blocks.begin(block))};
+  }
+
+  Configuration config_;
+  const Kernels<T> &kernels_;
+  std::vector<LayerState<T>> layers_;
+  std::vector<Workspace<T>> work_;
+  std::unique_ptr<Team> team_;
+  long team_process_ = 0;
+  Buffer<T> class_weights_;
+  Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
+  bool centred_ = false;
+  // dL/dy of the layer under way, of the one below it (being written), and of the one above (its weight gradient still reads it)
+  Buffer<T> g_[3];
+  std::int64_t ldh_ = 0, lddz_ = 0;
+  Buffer<double> loss_blocks_;
+
+  const Epoch *epoch_ = nullptr;
+  std::exception_ptr error_; // set by worker 0
+  double total_loss_ = 0;
+  std::int64_t examples_ = 0, next_poll_ = 0;
+};
+
+extern template class Network<float>;
+extern template class Network<double>;
+
+} // namespace wholebatch

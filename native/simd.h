@@ -1,0 +1,88 @@
+// One vector of T, as wide as this build's registers. The kernels are compiled once per instruction set; all of a set's code
+// lives in a namespace of its own, so that the linker never mixes code for one processor into another's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define WB_SET avx512
+#define WB_BYTES 64
+#define WB_TILE_ROWS 12 // 12 x 2 accumulators, 2 of B and 1 of A: 27 of 32 registers
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define WB_SET avx2
+#define WB_BYTES 32
+#define WB_TILE_ROWS 6 // 6 x 2 accumulators, 2 of B and 1 of A: 15 of 16 registers
+#else
+#define WB_SET portable
+#define WB_BYTES 16
+#define WB_TILE_ROWS 6
+#endif
+
+namespace wholebatch::WB_SET {
+
+template <class T> struct Integer;
+template <> struct Integer<float> {
+  using type = std::int32_t;
+};
+template <> struct Integer<double> {
+  using type = std::int64_t;
+};
+
+template <class T> constexpr int width = WB_BYTES / static_cast<int>(sizeof(T));
+
+template <class T> struct VecOf {
+  typedef T type __attribute__((vector_size(WB_BYTES)));
+  typedef T unaligned __attribute__((vector_size(WB_BYTES), aligned(alignof(T)), may_alias));
+  typedef typename Integer<T>::type integer __attribute__((vector_size(WB_BYTES)));
+};
+template <class T> using Vec = typename VecOf<T>::type;
+template <class T> using IntVec = typename VecOf<T>::integer;
+
+template <class T> inline Vec<T> load(const T *p) { return *reinterpret_cast<const typename VecOf<T>::unaligned *>(p); }
+template <class T> inline void store(T *p, Vec<T> v) { *reinterpret_cast<typename VecOf<T>::unaligned *>(p) = v; }
+template <class T> inline Vec<T> all(T value) { return value - Vec<T>{}; }
+
+// a * b + c in one rounding where the set has it. Everything else is compiled without contraction, so that a result never
+// depends on what the compiler happened to fuse.
+template <class T> inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+#if WB_BYTES == 64
+  if constexpr (sizeof(T) == 4)
+    return _mm512_fmadd_ps(a, b, c);
+  else
+    return _mm512_fmadd_pd(a, b, c);
+#elif WB_BYTES == 32
+  if constexpr (sizeof(T) == 4)
+    return _mm256_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class To, class From> inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// The sum of the lanes, pairwise, in one fixed order.
+template <class T> inline T sum_lanes(Vec<T> v) {
+  for (int half = width<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      v[i] += v[i + half];
+  return v[0];
+}
+
+template <class T> inline T max_lanes(Vec<T> v) {
+  T most = v[0];
+  for (int i = 1; i < width<T>; ++i)
+    most = v[i] > most || v[i] != v[i] ? v[i] : most; // a nan wins, so that it is seen
+  return most;
+}
+
+} // namespace wholebatch::WB_SET

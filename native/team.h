@@ -1,0 +1,52 @@
+// A team of threads that stays alive between steps, and the barrier at which they meet.
+//
+// A step of a small net takes 10 microseconds, less than waking a parked thread does. So whoever waits spins first (the others are
+// usually nanoseconds away), then yields (a busy neighbour may hold the core that they need), and parks only after that.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace wholebatch {
+
+// Spins, then yields, then parks until `word` differs from `old`.
+void wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
+
+class Team {
+public:
+  explicit Team(int size);
+  ~Team();
+  Team(const Team &) = delete;
+  Team &operator=(const Team &) = delete;
+
+  int size() const { return size_; }
+
+  // Runs job(worker) on every worker, worker 0 on the calling thread, and returns when all are done.
+  void run(const std::function<void(int)> &job);
+
+  // The barrier. Every worker of a running job calls it equally often. Returns whether a stop was asked for: the last to
+  // arrive reads the wish and publishes it with the release, so all workers get the same answer at the same meeting.
+  bool meet();
+
+  // Asks every worker to leave at the next meeting.
+  void ask_to_stop() { stop_asked_.store(true, std::memory_order_relaxed); }
+  bool stop_asked() const { return stop_asked_.load(std::memory_order_relaxed); }
+
+private:
+  void live(int worker);
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  const std::function<void(int)> *job_ = nullptr;
+  bool ending_ = false;
+  bool stop_published_ = false;
+  std::atomic<bool> stop_asked_{false};
+  alignas(64) std::atomic<std::uint32_t> started_{0};
+  alignas(64) std::atomic<std::uint32_t> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> meeting_{0};
+};
+
+} // namespace wholebatch

@@ -1,0 +1,233 @@
+"""The native engine: example-threads in C++ (``native/``), behind the same face as the reference.
+
+The net's parameters stay ordinary torch tensors. At the start of an epoch they are copied into the engine's own layout (weights in panels
+that the matrix products read in order), and back at its end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from wholebatch.feedforward.data import NUMPY_DTYPES, Data
+from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress
+from wholebatch.feedforward.module import FeedForward, Layer
+from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
+from wholebatch.kernels import native_module
+
+# A thread has to have this many multiply-adds of a step to itself before it is worth meeting: a meeting costs about a microsecond,
+# and 64 x 20-20-20-20-10 (0.2 M) is slower on two threads than on one, 64 x 784-100-100-100-10 (12 M) faster.
+WORK_PER_THREAD = 2_000_000
+# Below this many rows a thread's blocks of 128 rows are too few to share; its columns of the weights are shared instead.
+BLOCK_ROWS = 128
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_threads(architecture: Architecture, rows: int) -> int:
+    """Threads for mini-batches of ``rows``: as many as there are cores, but none with too little to do."""
+    sizes = architecture.sizes
+    work = 3 * rows * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return max(1, min(usable_cores(), work // WORK_PER_THREAD))
+
+
+def choose_split(rows: int, threads: int) -> Split:
+    """By example where every thread gets at least one block of rows, else by neuron."""
+    return "example" if rows >= threads * BLOCK_ROWS else "neuron"
+
+
+class NativeEngine:
+    """See :class:`wholebatch.feedforward.engine.Engine`."""
+
+    def __init__(
+        self,
+        model: FeedForward,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        seed: int = 0,
+        n_threads: int | None = None,
+        split: Split = "auto",
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
+        self.n_threads, self.split = n_threads, split
+        self.step = 0
+        self.optimizer_state = {
+            f"{state}.{name}": torch.zeros_like(parameter)
+            for state in optimizer.state_names
+            for name, parameter in model.named_parameters()
+        }
+        self._networks: dict[tuple[int, bool], Any] = {}
+
+    def train_epoch(
+        self,
+        data: Data,
+        order: np.ndarray,
+        offsets: np.ndarray,
+        learning_rates: np.ndarray,
+        progress: Progress | None = None,
+    ) -> EpochResult:
+        network = self._network(int(np.diff(offsets).max()))
+        self._load(network)
+        rates = np.ascontiguousarray(learning_rates, dtype=np.float64)
+        total = self._run(network, data, order, offsets, rates, track=True, progress=progress)
+        self._store(network)
+        steps = len(offsets) - 1
+        self.step += steps
+        return EpochResult(total / int(offsets[-1]), int(offsets[-1]), steps)
+
+    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
+        network = self._network(len(data))
+        self._load(network)
+        order, offsets = np.arange(len(data)), np.array([0, len(data)])
+        total = self._run(network, data, order, offsets, None, track=update_running_statistics, progress=None)
+        if update_running_statistics:
+            self._store_running(network)
+        found: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.model.parts()):
+            for role, name, parameter in layer.parameters():
+                found[name] = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+                network.get(index, role, "gradient", found[name].numpy())
+        return total / len(data), found
+
+    def predict(self, x: object) -> np.ndarray:
+        inputs = _inputs(x)
+        rows = x.shape[0]  # type: ignore[attr-defined]
+        network = self._network(rows)
+        self._load(network)
+        self.model.eval()
+        out = np.empty((rows, self.model.architecture.out_features), NUMPY_DTYPES[self._dtype()])
+        network.predict(*inputs, out)
+        return out
+
+    def _dtype(self) -> torch.dtype:
+        return self.model.parts()[0].linear.weight.dtype
+
+    def _network(self, rows: int) -> Any:
+        """The compiled net for mini-batches of this size; made once per number of threads and split."""
+        a = self.model.architecture
+        threads = self.n_threads or choose_threads(a, rows)
+        by_neuron = (choose_split(rows, threads) if self.split == "auto" else self.split) == "neuron"
+        key = (threads, by_neuron)
+        if key not in self._networks:
+            kind = "NetworkFloat64" if self._dtype() == torch.float64 else "NetworkFloat32"
+            self._networks = {key: getattr(native_module(), kind)(self._configuration(threads, by_neuron))}
+        return self._networks[key]
+
+    def _configuration(self, threads: int, by_neuron: bool) -> dict[str, Any]:
+        a, loss, o = self.model.architecture, self.loss, self.optimizer
+        return {
+            "sizes": list(a.sizes),
+            "norm": a.norm,
+            "after": a.norm_position == "after",
+            "hidden_bias": a.hidden_bias,
+            "activation": a.activation,
+            "dropout": a.dropout,
+            "eps": a.eps,
+            "momentum": -1.0 if a.momentum is None else a.momentum,
+            "loss": loss.kind,
+            "label_smoothing": loss.label_smoothing,
+            "delta": loss.delta,
+            "scale": loss.scale,
+            "alpha": loss.alpha,
+            "class_weights": list(loss.class_weights or ()),
+            "optimizer": o.kind,
+            "nesterov": o.nesterov,
+            "optimizer_momentum": o.momentum,
+            "beta1": o.betas[0],
+            "beta2": o.betas[1],
+            "optimizer_eps": o.eps,
+            "weight_decay": o.weight_decay,
+            "max_grad_norm": o.max_grad_norm or 0.0,
+            "seed": self.seed,
+            "threads": threads,
+            "by_neuron": by_neuron,
+        }
+
+    def _run(
+        self,
+        network: Any,
+        data: Data,
+        order: np.ndarray,
+        offsets: np.ndarray,
+        rates: np.ndarray | None,
+        *,
+        track: bool,
+        progress: Progress | None,
+    ) -> float:
+        assert data.y is not None
+        classes, values = (data.y, None) if self.loss.takes_classes else (None, data.y)
+        self.model.train()
+        try:
+            total: float = network.run(
+                *_inputs(data.x),
+                classes,
+                values,
+                data.sample_weight,
+                np.ascontiguousarray(order, dtype=np.int64),
+                np.ascontiguousarray(offsets, dtype=np.int64),
+                self.step,
+                rates,
+                track,
+                progress,
+            )
+        except ArithmeticError as error:
+            step, layer = error.args
+            raise NonFiniteLossError(step, layer, len(self.model.parts())) from None
+        return total
+
+    def _each(self, visit: Callable[[int, str, str, np.ndarray], None]) -> None:
+        """``visit(layer, role, form, array)`` for every parameter and its optimizer state, contiguous."""
+        forms = dict(zip(self.optimizer.state_names, ("first", "second"), strict=False))
+        for index, layer in enumerate(self.model.parts()):
+            for role, name, parameter in layer.parameters():
+                pairs = [("value", parameter.detach())]
+                pairs += [(form, self.optimizer_state[f"{state}.{name}"]) for state, form in forms.items()]
+                for form, tensor in pairs:
+                    whole = tensor.contiguous()
+                    visit(index, role, form, whole.numpy())
+                    if whole.data_ptr() != tensor.data_ptr():
+                        tensor.copy_(whole)
+
+    def _load(self, network: Any) -> None:
+        self._each(network.set)
+        for index, layer in self._batch_norms():
+            norm: Any = layer.norm
+            mean, var = (t.double().contiguous().numpy() for t in (norm.running_mean, norm.running_var))
+            network.set_running(index, mean, var, float(norm.num_batches_tracked))
+        network.refresh()
+
+    def _store(self, network: Any) -> None:
+        self._each(network.get)
+        self._store_running(network)
+
+    def _store_running(self, network: Any) -> None:
+        for index, layer in self._batch_norms():
+            norm: Any = layer.norm
+            mean, var = (np.empty(layer.linear.out_features) for _ in range(2))
+            tracked = network.get_running(index, mean, var)
+            norm.running_mean.copy_(torch.from_numpy(mean))
+            norm.running_var.copy_(torch.from_numpy(var))
+            norm.num_batches_tracked.fill_(int(tracked))
+
+    def _batch_norms(self) -> list[tuple[int, Layer]]:
+        return [(i, p) for i, p in enumerate(self.model.parts()) if isinstance(p.norm, torch.nn.BatchNorm1d)]
+
+
+def _inputs(x: Any) -> tuple[Any, ...]:
+    """``x`` as the compiled net takes it: dense, or the arrays of a CSR matrix by the width of their indices."""
+    if not scipy.sparse.issparse(x):
+        return (x, None, None, None, None, None)
+    x.sort_indices()
+    narrow = x.indices.dtype == np.int32 and x.indptr.dtype == np.int32
+    both = (x.indices, x.indptr) if narrow else (x.indices.astype(np.int64), x.indptr.astype(np.int64))
+    return (None, x.data, *both, None, None) if narrow else (None, x.data, None, None, *both)

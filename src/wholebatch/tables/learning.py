@@ -71,9 +71,8 @@ class _Learner:
         self._numbers: list[tuple[str, str | None, np.ndarray]] = []
 
     def add(self, series: pl.Series, kind: Kind, values: pl.Series) -> None:
-        distinct = values.n_unique()  # a missing value counts as one
         reason = None
-        if distinct == 1 and self.rows > 1:
+        if self.rows > 1 and values.null_count() == 0 and values.min() == values.max():
             reason = "it has the same value in every row"
         elif kind == "category":
             reason = self._add_category(values)
@@ -81,7 +80,7 @@ class _Learner:
             self._add_date(values)
         else:
             self._numbers.append((series.name, None, values.to_numpy()))
-            self._look_at_number(series, distinct)
+            self._look_at_number(series)
         self.columns.append(ColumnState(name=series.name, kind=kind, dropped=reason))
         if reason is not None:
             self.notes.append(f"column {series.name!r} is left out: {reason}")
@@ -99,7 +98,7 @@ class _Learner:
         distinct = present.n_unique()
         if distinct > max(IDENTIFIER_LEAST, IDENTIFIER_SHARE * len(present)):
             return f"{distinct} different texts in {len(present)} rows look like an identifier"
-        categories, others = learn_categories(text.to_numpy().astype(object))
+        categories, others = learn_categories(text)
         self.categories.append(CategoryState(column=text.name, categories=categories, others=others))
         return None
 
@@ -110,14 +109,15 @@ class _Learner:
             taken = [("days", date_parts(moments, ["days"])[0])]
         self._numbers.extend((moments.name, part, series.to_numpy()) for part, series in taken)
 
-    def _look_at_number(self, series: pl.Series, distinct: int) -> None:
-        if distinct == self.rows > IDENTIFIER_LEAST and series.dtype.is_integer():
-            low, high = int(series.min()), int(series.max())  # type: ignore[arg-type]
-            if high - low == self.rows - 1:
-                self.notes.append(
-                    f"column {series.name!r} counts the rows from {low} to {high}; if it is an identifier, "
-                    f"leave it out (--ignore {series.name!r})"
-                )
+    def _look_at_number(self, series: pl.Series) -> None:
+        if self.rows <= IDENTIFIER_LEAST or not series.dtype.is_integer():
+            return
+        low, high = int(series.min()), int(series.max())  # type: ignore[arg-type]
+        if high - low == self.rows - 1 and series.n_unique() == self.rows:
+            self.notes.append(
+                f"column {series.name!r} counts the rows from {low} to {high}; if it is an identifier, "
+                f"leave it out (--ignore {series.name!r})"
+            )
 
     def state(self) -> PreprocessingState:
         if not self._numbers and not self.categories:

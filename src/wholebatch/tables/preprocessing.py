@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from wholebatch.tables.dates import date_parts
-from wholebatch.tables.encoders import make_encoder, make_imputer
+from wholebatch.tables.encoders import encode, make_encoder, make_imputer
 from wholebatch.tables.errors import require_columns, unique_names
 from wholebatch.tables.learning import learn
 from wholebatch.tables.scaling import Scaling, to_unit
@@ -54,8 +54,7 @@ class Preprocessing:
         self._indicators = np.array([number.indicator for number in numbers], dtype=bool)
         if numbers:
             self._imputer = make_imputer(np.array([number.fill for number in numbers]), self._indicators)
-        if categories:
-            self._encoder = make_encoder([(c.categories, c.others) for c in categories])
+        self._encoders = [make_encoder(category.categories, category.others) for category in categories]
         named = self._name_features()
         self.feature_names = unique_names([name for name, _ in named])
         self.notes = list(state.notes)
@@ -104,9 +103,10 @@ class Preprocessing:
             out[:, :end] = self._scaling.scale(filled[:, :end])
             out[:, end : filled.shape[1]] = filled[:, end:]
             end = filled.shape[1]
-        if self._state.categories:
-            texts = [as_text(frame[c.column]).to_numpy() for c in self._state.categories]
-            out[:, end:] = self._encoder.transform(np.column_stack(texts).astype(object))
+        for category, encoder in zip(self._state.categories, self._encoders, strict=True):
+            block = encode(encoder, as_text(frame[category.column]))
+            out[:, end : end + block.shape[1]] = block
+            end += block.shape[1]
         return out
 
     def _raw_numbers(self, frame: pl.DataFrame) -> np.ndarray:

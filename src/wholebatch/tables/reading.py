@@ -13,7 +13,7 @@ import polars as pl
 
 from wholebatch.tables.bundled import BUNDLED, bundled_table
 from wholebatch.tables.errors import TableError, columns_word, did_you_mean
-from wholebatch.tables.values import MISSING, as_text, parse_moments
+from wholebatch.tables.values import as_text, parse_moments
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -107,15 +107,7 @@ def _header(path: Path, separator: str | None) -> tuple[list[str], str]:
 def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFrame:
     names, separator = _header(path, separator)
     try:
-        frame = pl.read_csv(
-            path,
-            separator=separator,
-            infer_schema_length=None,
-            try_parse_dates=True,
-            null_values=list(MISSING),
-            schema_overrides={name: pl.String for name in names if name in text},
-            glob=False,
-        )
+        frame = pl.read_csv(path, separator=separator, infer_schema=False, glob=False)
     except UNREADABLE as error:
         _check_lines(path, separator, len(names))
         raise TableError(f"{str(path)!r} is broken: {_reason(error)}; is a quotation mark left open?") from error
@@ -124,10 +116,8 @@ def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFram
     ):  # polars fills a short line up with nulls, which reach the last column
         _check_lines(path, separator, len(names))
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
-    decimal_comma = separator == ";"
-    frame = frame.with_columns(
-        _retype(frame[name], decimal_comma) for name in names if frame[name].dtype == pl.String and name not in text
-    )
+    typed = (as_text(cells) if cells.name in text else _find_type(cells, separator == ";") for cells in frame)
+    frame = frame.with_columns(typed)
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
@@ -145,25 +135,42 @@ def _check_lines(path: Path, separator: str, width: int) -> None:
                 )
 
 
-def _retype(series: pl.Series, decimal_comma: bool) -> pl.Series:
-    """Text that is something else once spaces and quoted empty cells are gone: whole numbers, numbers, truth, dates."""
-    clean = as_text(series)
-    present = clean.drop_nulls()
+def _find_type(cells: pl.Series, decimal_comma: bool) -> pl.Series:
+    """What all cells of a column are: whole numbers, numbers, true/false, dates, else text.
+
+    polars' own inference over all rows with dates takes 40 times as long as its reading (14.4 s against 0.4 s for
+    100,000 rows of 20 numbers and 5 texts) and takes a quoted empty cell for text; casting all cells takes 0.2 s.
+    """
+    typed = _as_numbers(cells)
+    if typed is not None:  # the common case, spared the search for words that mean "missing"
+        return typed
+    text = as_text(cells)
+    present = text.drop_nulls()
     if present.is_empty():
-        return clean
-    number = clean.str.replace(",", ".", literal=True) if decimal_comma else clean
-    for dtype in (pl.Int64, pl.Float64):
-        typed = number.cast(dtype, strict=False)
-        if typed.null_count() == clean.null_count():
-            return typed
-    lower = present.str.to_lowercase()
-    if lower.is_in(["true", "false"]).all():
-        return clean.str.to_lowercase() == "true"
+        return text
+    typed = _as_numbers(text)
+    if typed is None and decimal_comma:
+        typed = _as_numbers(text.str.replace(",", ".", literal=True))
+    if typed is not None:
+        return typed
+    if present.str.to_lowercase().is_in(["true", "false"]).all():
+        return text.str.to_lowercase() == "true"
     if parse_moments(present.head(1)) is not None:
-        moments = parse_moments(clean)
-        if moments is not None and moments.null_count() == clean.null_count():
+        moments = parse_moments(text)
+        if moments is not None and moments.null_count() == text.null_count():
             return moments
-    return clean
+    return text
+
+
+def _as_numbers(text: pl.Series) -> pl.Series | None:
+    """Int64 or Float64, or None where some text is neither or all is missing."""
+    if text.null_count() == len(text):
+        return None
+    for dtype in (pl.Int64, pl.Float64):
+        numbers = text.cast(dtype, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers.fill_nan(None) if dtype == pl.Float64 else numbers
+    return None
 
 
 def _reason(error: BaseException) -> str:

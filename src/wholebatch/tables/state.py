@@ -89,6 +89,9 @@ class PreprocessingState(Model):
                 raise ValueError(f"column {category.column!r} is no category")
             if len(set(category.categories)) < len(category.categories):
                 raise ValueError(f"column {category.column!r} has one category twice")
+            texts = [text for text in category.categories if text is not None]
+            if category.categories not in (sorted(texts), [*sorted(texts), None]):
+                raise ValueError(f"the categories of column {category.column!r} are not in order")
             if not category.categories:
                 raise ValueError(f"column {category.column!r} has no categories")
         features = [(number.column, number.part) for number in self.numbers]

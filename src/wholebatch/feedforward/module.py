@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +156,25 @@ class FeedForward(nn.Module):
         from wholebatch.feedforward.training import fit
 
         return fit(self, x, y, **settings)
+
+    def to_sequential(self) -> nn.Sequential:
+        """A plain ``nn.Sequential`` with equal outputs; see :func:`wholebatch.feedforward.sequential.to_sequential`."""
+        from wholebatch.feedforward.sequential import to_sequential
+
+        return to_sequential(self)
+
+    @classmethod
+    def from_sequential(cls, sequential: nn.Sequential) -> FeedForward:
+        """A net with equal outputs; see :func:`wholebatch.feedforward.sequential.from_sequential`."""
+        from wholebatch.feedforward.sequential import from_sequential
+
+        return from_sequential(sequential)
+
+    def to_onnx(self, path: str | PathLike[str]) -> None:
+        """Write the net as an ONNX file; see :func:`wholebatch.feedforward.onnx.to_onnx`."""
+        from wholebatch.feedforward.onnx import to_onnx
+
+        to_onnx(self, path)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.architecture).items())

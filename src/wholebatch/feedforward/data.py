@@ -149,23 +149,35 @@ def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
 def split_rows(
     rows: int, fraction: float, seed: int, stratify: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) row indices, ascending, by scikit-learn's ``train_test_split``; ``ceil(fraction * rows)`` held.
+    """(kept, held out) row indices, ascending, by scikit-learn's ``train_test_split``: ``ceil(fraction * rows)`` held.
 
-    With the classes in ``stratify`` each keeps its share on both sides, where every class has two rows and each side
-    has room for every class; otherwise the split is a plain random one.
+    With ``stratify``, ``(rows,)`` class indices, both parts have the classes in the same shares. A class with a
+    single row cannot be in both: it is kept, to be learned from. Where either part is smaller than the number of
+    classes, shares cannot be had, and rows are drawn without regard to class.
 
     Raises:
-        ValueError: a fraction outside ``(0, 1)``, or one that leaves a side empty.
+        ValueError: a fraction that is not between 0 and 1, or one that leaves a part without rows.
     """
     from sklearn.model_selection import train_test_split
 
+    if not 0 < fraction < 1:
+        raise ValueError(f"the fraction of rows to hold out is {fraction!r}; it must be above 0 and below 1")
+    held = math.ceil(fraction * rows)
+    if held >= rows:
+        raise ValueError(
+            f"holding out {fraction} of {rows} rows leaves none to learn from; hold out less, or bring more rows"
+        )
+    chosen, classes = np.arange(rows), None
     if stratify is not None:
-        counts = np.unique(stratify, return_counts=True)[1]
-        held_rows = math.ceil(fraction * rows)
-        if counts.min(initial=rows) < 2 or len(counts) > min(held_rows, rows - held_rows):
-            stratify = None
-    kept, held = train_test_split(np.arange(rows), test_size=float(fraction), random_state=seed, stratify=stratify)
-    return np.sort(kept), np.sort(held)
+        _, of, counts = np.unique(stratify, return_inverse=True, return_counts=True)
+        repeated = counts[of] > 1
+        groups, several = int((counts > 1).sum()), int(repeated.sum())
+        if groups <= held and groups <= several - held:
+            chosen, classes = chosen[repeated], of[repeated]
+    _, out = train_test_split(chosen, test_size=held, random_state=seed, stratify=classes)
+    kept = np.ones(rows, dtype=bool)
+    kept[out] = False
+    return np.flatnonzero(kept), np.sort(out)
 
 
 def as_sizes(sizes: Sequence[int]) -> str:

@@ -1,0 +1,101 @@
+"""Where the command line meets the person: subcommands imported on demand, mistakes told in one sentence.
+
+Exit codes: 0 done; 1 something is wrong with a table, a file or a setting; 2 the command line itself is wrong; 130 Ctrl-C.
+``WHOLEBATCH_TRACEBACK=1`` shows the traceback behind a sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import NoReturn
+
+import click
+
+# Named here so that `wholebatch --help` need not import them: torch alone takes a second.
+SUBCOMMANDS = {
+    "train": "Train a net on a table.",
+    "predict": "Predict the rows of another table.",
+    "report": "Make a run's report again.",
+}
+
+
+class Subcommands(click.Group):
+    """A group whose commands are imported when they are run, or asked for their own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"wholebatch.commands.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUBCOMMANDS.items()))
+
+
+@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("wholebatch"), prog_name="wholebatch")
+def cli() -> None:
+    """Batch-normalised feed-forward nets on your own table: the mini-batch split over threads and yet whole."""
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C, with what was kept."""
+
+    exit_code = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; a mistake ends in one sentence on stderr and an exit code, not in a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        code = cli.main(arguments, prog_name="wholebatch", standalone_mode=False)
+    except (click.ClickException, click.Abort, KeyboardInterrupt, ValueError, OSError) as error:
+        if os.environ.get("WHOLEBATCH_TRACEBACK"):
+            raise
+        code = _tell(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: OSError) -> str:
+    """What the system would not do, to which file, and the remedy."""
+    file = f"{str(error.filename)!r}" if error.filename is not None else "a file"
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{file} could not be written: {reason}; free some space or choose another --out"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return f"{file} could not be opened: {reason}; choose another path, or change its permissions"
+    return f"{file} could not be read or written: {reason}"
+
+
+def _tell(error: BaseException) -> int:
+    """Say what went wrong on stderr; returns the exit code."""
+    if isinstance(error, click.ClickException):
+        _say(error.format_message())
+        return error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        _say("interrupted")
+        return 130
+    if isinstance(error, BrokenPipeError):  # `wholebatch predict ... --out - | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    _say(explain(error) if isinstance(error, OSError) else str(error))
+    return 1
+
+
+def _say(sentence: str) -> None:
+    click.echo("wholebatch: " + " ".join(sentence.split()), err=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a note, without the place in the source."""
+    click.echo("note: " + " ".join(str(message).split()), err=True)

@@ -1,0 +1,154 @@
+"""``wholebatch train``: from a table to a run folder with a model and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from wholebatch.commands.edge import Interrupted, explain
+from wholebatch.commands.options import Sizes
+
+if TYPE_CHECKING:
+    from wholebatch.runs import Recording, Session, Settings
+
+# The same names as in wholebatch.feedforward.settings, which is not imported for `--help`; a test compares them.
+TASKS = ("auto", "classification", "regression", "multilabel")
+NORMS = ("batch", "layer", "rms", "none")
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "identity")
+LOSSES = ("auto", "cross_entropy", "mse", "huber", "bce")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "exponential")
+
+AT_LEAST_1 = click.IntRange(min=1)
+FRACTION = click.FloatRange(0, 1, max_open=True)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("table", required=False)
+@click.option("--target", multiple=True, metavar="COLUMN", help="What to predict; several times for several columns.")
+@click.option("--task", type=click.Choice(TASKS), default="auto", help="What kind of target it is.")
+@click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out; several times for several.")
+@click.option("--weights-column", metavar="COLUMN", help="How much each row counts.")
+@click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing.")
+@click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer, or none.")
+@click.option("--norm", type=click.Choice(NORMS), default="batch", help="What normalises each hidden layer.")
+@click.option("--norm-position", type=click.Choice(("before", "after")), default="before", help="... the activation.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu")
+@click.option("--dropout", type=FRACTION, default=0.4, help="Share of hidden outputs dropped in training.")
+@click.option("--loss", type=click.Choice(LOSSES), default="auto", help="auto: what fits the task.")
+@click.option("--label-smoothing", type=FRACTION, default=0.0)
+@click.option("--class-weight", type=click.Choice(("balanced",)), help="balanced: rare classes count more.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw")
+@click.option("--momentum", type=FRACTION, default=0.9, help="sgd's.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-3)
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", help="How the learning rate changes.")
+@click.option("--weight-decay", type=click.FloatRange(0), default=1e-2)
+@click.option("--clip", type=click.FloatRange(0, min_open=True), help="Bound on the gradient's norm.")
+@click.option("--batch-size", type=AT_LEAST_1, default=64, help="Rows of a mini-batch.")
+@click.option("--epochs", type=AT_LEAST_1, default=60, help="Times that every training row is seen.")
+@click.option("--validation-fraction", type=FRACTION, default=0.15, help="Rows to watch the training with.")
+@click.option("--test-fraction", type=FRACTION, default=0.0, help="Rows kept for a test at the end.")
+@click.option("--patience", type=click.IntRange(0), default=20, help="Epochs without progress to stop after; 0: never.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of splits, first weights, shuffling and dropout.")
+@click.option("--threads", type=AT_LEAST_1, help="Example-threads; the result does not depend on them.")
+@click.option("--split", type=click.Choice(("auto", "example", "neuron")), default="auto", help="How threads share.")
+@click.option("--engine", type=click.Choice(("auto", "native", "reference")), default="auto")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/TABLE-DATE]")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events, too.")
+@click.option("--quiet", is_flag=True, help="Show the result only.")
+@click.pass_context
+def train(
+    ctx: click.Context, /, out: Path | None, resume: Path | None, tensorboard: bool, quiet: bool, **options: Any
+) -> None:
+    """Train a net on TABLE: a CSV or Parquet file, or digits, iris, wine, breast_cancer or diabetes.
+
+    Numbers, categories, dates and missing values are prepared, and the preparation is kept with the model. The run
+    folder gets the model, the settings, metrics of each epoch and report.html.
+
+    With --resume, a run that was stopped goes on from its last epoch; TABLE and all settings are remembered.
+    """
+    from wholebatch import runs
+
+    if resume is not None:
+        if out is not None:
+            raise click.UsageError("--out and --resume exclude each other: a resumed run stays in its folder")
+        given = {name: value for name, value in options.items() if _is_given(ctx, name)}
+        session = runs.resume(resume, lambda recorded: _change(recorded, given), tensorboard=tensorboard)
+    else:
+        if options["table"] is None:
+            raise click.UsageError("no table was named: wholebatch train TABLE --target COLUMN")
+        if not options["target"]:
+            raise click.UsageError("no target column was named: --target COLUMN")
+        if options["validation_fraction"] == 0 and not _is_given(ctx, "patience"):
+            options["patience"] = 0
+        settings = _change(runs.Settings(table=options["table"], target=options["target"]), options)
+        command = shlex.join(["wholebatch", *sys.argv[1:]])
+        session = runs.begin(settings, out or _new_folder(settings.table), tensorboard=tensorboard, command=command)
+    recording = _run(session, quiet)
+    _tell_result(session, recording, quiet)
+
+
+def _change(settings: Settings, given: dict[str, Any]) -> Settings:
+    """``settings`` with these options in place of its own, checked."""
+    if given.get("patience") == 0:
+        given = given | {"patience": None}
+    return type(settings).model_validate(settings.model_dump() | {n: v for n, v in given.items() if n != "table" or v})
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+
+
+def _new_folder(table: str) -> Path:
+    """``runs/TABLE-DATE``, one that is not there yet."""
+    name = f"{Path(table).name.split('.')[0] or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    taken = sum(1 for _ in Path("runs").glob(f"{name}*")) if Path("runs").is_dir() else 0
+    return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
+
+
+def _run(session: Session, quiet: bool) -> Recording:
+    """Train with a progress bar; Ctrl-C and errors say what was kept."""
+    from wholebatch.commands.progress import Display
+
+    run = session.run.path
+    display = Display(session, quiet)
+    try:
+        with display:
+            return session.train(display.progress, display.epoch)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {_kept(session, display.epochs_done)}") from None
+    except OSError as error:
+        raise click.ClickException(f"{explain(error)}; {_kept(session, display.epochs_done)}") from error
+    except ValueError as error:
+        kept = f"; epochs 1 to {display.epochs_done} are kept in {run}" if display.epochs_done else ""
+        raise click.ClickException(f"{error}{kept}") from error
+
+
+def _kept(session: Session, done: int) -> str:
+    """What stands in the run folder, and how to go on."""
+    if done == 0:
+        return "no epoch was finished, nothing was kept"
+    run = session.run.path
+    return (
+        f"{done} of {session.settings.epochs} epochs are kept in {run}, "
+        f"go on with: wholebatch train --resume {shlex.quote(str(run))}"
+    )
+
+
+def _tell_result(session: Session, recording: Recording, quiet: bool) -> None:
+    """The table of scores, then the two lines that scripts read."""
+    from wholebatch.commands.progress import show_scores
+
+    if not quiet:
+        show_scores(recording)
+    shown = recording.headline
+    value = "-" if shown.score is None else f"{shown.score:.4f}"
+    click.echo(f"{shown.part} {recording.score_name} {value}")
+    click.echo(f"report {session.run.report}")

@@ -60,6 +60,7 @@ Configuration configure(const nb::dict &d) {
   c.beta1 = number("beta1");
   c.beta2 = number("beta2");
   c.optimizer_eps = number("optimizer_eps");
+  c.eps_hat = nb::cast<bool>(d["eps_hat"]);
   c.weight_decay = number("weight_decay");
   c.max_grad_norm = number("max_grad_norm");
   c.seed = nb::cast<std::uint64_t>(d["seed"]);
@@ -146,6 +147,7 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
              std::copy_n(state.running_var.get(), state.outputs, var.data());
              return state.tracked;
            })
+      .def("penalty", &Network<T>::total_penalty)
       .def("refresh", &Network<T>::refresh)
       .def(
           "run",

@@ -249,7 +249,7 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
   centre(epoch);
   epoch_ = &epoch;
   error_ = nullptr;
-  total_loss_ = 0;
+  total_loss_ = total_penalty_ = 0;
   examples_ = 0;
   next_poll_ = now() + poll_nanoseconds;
   team().run([this, &epoch](int worker) {

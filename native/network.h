@@ -26,6 +26,7 @@ struct Configuration {
   OptimizerKind optimizer;
   bool nesterov;
   double optimizer_momentum, beta1, beta2, optimizer_eps, weight_decay, max_grad_norm; // max_grad_norm 0: no clipping
+  bool eps_hat; // Adam's eps stands before the bias correction
   std::uint64_t seed;
   int threads;
   bool by_neuron;
@@ -108,6 +109,7 @@ public:
   // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then unspecified.
   double run(const Epoch &epoch);
 
+  double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
   // Outputs in eval mode into out (rows, outputs).
   void predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll);
 
@@ -129,6 +131,7 @@ private:
     UpdateTerms<T> update;
     bool updates;
   };
+    double penalty; // alpha over the sum of the examples' weights
 
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);
@@ -187,7 +190,7 @@ private:
 
   const Epoch *epoch_ = nullptr;
   std::exception_ptr error_; // set by worker 0
-  double total_loss_ = 0;
+  double total_loss_ = 0, total_penalty_ = 0;
   std::int64_t examples_ = 0, next_poll_ = 0;
 };
 

@@ -20,16 +20,18 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
   const Epoch &epoch = *epoch_;
   const std::int64_t *order = epoch.order + epoch.offsets[index];
   const std::int64_t rows = epoch.offsets[index + 1] - epoch.offsets[index];
-  Step step{worker, index, rows, Blocks(rows), order, {}, {}, epoch.learning_rates != nullptr};
+  Step step{worker, index, rows, Blocks(rows), order, {}, {}, epoch.learning_rates != nullptr, 0};
 
-  double weight = static_cast<double>(rows);
+  double weight = static_cast<double>(rows), examples = weight;
   const T *weights = epoch.table.weights;
   const bool by_class = config_.loss == LossKind::cross_entropy && class_weights_.size();
   if (weights || by_class) {
-    weight = 0;
-    for (std::int64_t i = 0; i < rows; ++i)
-      weight += static_cast<double>(weights ? weights[order[i]] : T(1)) *
-                static_cast<double>(by_class ? class_weights_[epoch.table.classes[order[i]]] : T(1));
+    weight = examples = 0;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const double own = static_cast<double>(weights ? weights[order[i]] : T(1));
+      weight += own * static_cast<double>(by_class ? class_weights_[epoch.table.classes[order[i]]] : T(1));
+      examples += own;
+    }
   }
   step.loss = {config_.loss,
                layers_.back().outputs,
@@ -37,9 +39,11 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
                static_cast<T>(config_.delta),
                class_weights_.size() ? class_weights_.get() : nullptr,
                weight > 0 ? config_.scale / weight : 0};
+  step.penalty = examples > 0 ? config_.alpha / examples : 0;
 
   if (step.updates) {
     const double rate = epoch.learning_rates[index], t = static_cast<double>(epoch.first_step + index + 1);
+    const double root_correction = std::sqrt(1 - std::pow(config_.beta2, t));
     step.update = {config_.optimizer,
                    config_.nesterov,
                    static_cast<T>(rate),
@@ -47,9 +51,9 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
                    static_cast<T>(config_.weight_decay),
                    static_cast<T>(config_.beta1),
                    static_cast<T>(config_.beta2),
-                   static_cast<T>(config_.optimizer_eps),
+                   static_cast<T>(config_.optimizer_eps / (config_.eps_hat ? root_correction : 1)),
                    static_cast<T>(rate / (1 - std::pow(config_.beta1, t))),
-                   static_cast<T>(std::sqrt(1 - std::pow(config_.beta2, t)))};
+                   static_cast<T>(root_correction)};
   }
   return step;
 }

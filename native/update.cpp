@@ -54,7 +54,7 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
   const int wide = static_cast<int>(panel_width());
   if (config_.alpha > 0) {
     const std::int64_t end = std::min<std::int64_t>(depth.end, state.inputs); // not the bias
-    const T share = static_cast<T>(config_.alpha / static_cast<double>(step.rows));
+    const T share = static_cast<T>(step.penalty);
     for (int column = 0; column < state.padded; column += wide) {
       const int count = std::min(wide, state.padded - column);
       const std::int64_t at = static_cast<std::int64_t>(column) * state.depth;
@@ -138,7 +138,9 @@ template <class T> void Network<T>::add_penalty(const Step &step) {
   for (const LayerState<T> &state : layers_)
     for (int k = 0; k < state.inputs; ++k)
       squares += state.weight_squares[k];
-  total_loss_ += 0.5 * config_.alpha * squares; // of the mean over this step's examples, times those examples
+  const double penalty = 0.5 * step.penalty * squares * static_cast<double>(step.rows); // totals count each example once
+  total_loss_ += penalty;
+  total_penalty_ += penalty;
 }
 
 template class Network<float>;

@@ -83,7 +83,8 @@ class NativeEngine:
         self._store(network)
         steps = len(offsets) - 1
         self.step += steps
-        return EpochResult(total / int(offsets[-1]), int(offsets[-1]), steps)
+        examples = int(offsets[-1])
+        return EpochResult(total / examples, examples, steps, network.penalty() / examples)
 
     def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
         network = self._network(len(data))
@@ -146,6 +147,7 @@ class NativeEngine:
             "beta1": o.betas[0],
             "beta2": o.betas[1],
             "optimizer_eps": o.eps,
+            "eps_hat": o.eps_hat,
             "weight_decay": o.weight_decay,
             "max_grad_norm": o.max_grad_norm or 0.0,
             "seed": self.seed,

@@ -6,6 +6,7 @@ compiler get. It meets far more often than the native engine: torch opens a para
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ class ReferenceEngine:
                 batch = data.take(order[start:stop])
                 for group in stepper.param_groups:
                     group["lr"] = float(learning_rates[s])
+                    if self.optimizer.eps_hat:
+                        group["eps"] = self.optimizer.eps / math.sqrt(1 - self.optimizer.betas[1] ** (self.step + 1))
                 loss, penalty = self._loss(batch, in_epoch_step=s + 1)
                 gradients = torch.autograd.grad(loss, parameters)
                 for parameter, gradient in zip(parameters, gradients, strict=True):

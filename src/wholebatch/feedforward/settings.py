@@ -133,6 +133,9 @@ class Loss:
 class Optimizer:
     """torch's SGD, Adam and AdamW, with torch's formulas; ``weight_decay`` reaches every parameter, as there.
 
+    ``eps_hat`` adds Adam's ``eps`` before the bias correction instead of after it, to the uncorrected root of the second
+    moment: the epsilon-hat of Kingma and Ba's more efficient form (section 2), which scikit-learn and TensorFlow have.
+
     ``max_grad_norm`` clips the gradient's global 2-norm (``torch.nn.utils.clip_grad_norm_``) before the update.
     """
 
@@ -143,6 +146,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    eps_hat: bool = False
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:

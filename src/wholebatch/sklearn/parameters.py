@@ -62,11 +62,7 @@ def architecture(estimator: Any, features: int, hidden: tuple[int, ...], outputs
 
 
 def optimizer(estimator: Any) -> Optimizer:
-    """The update rule of a stochastic solver.
-
-    torch's Adam adds ``eps`` after the bias correction, scikit-learn's before: there eps counts as
-    ``eps / sqrt(1 - beta_2^t)``, which only gradients as small as eps itself can tell apart.
-    """
+    """The update rule of a stochastic solver."""
     clip = None if estimator.max_grad_norm is None else float(estimator.max_grad_norm)
     if estimator.solver == "sgd":
         momentum = float(estimator.momentum)
@@ -82,6 +78,7 @@ def optimizer(estimator: Any) -> Optimizer:
         float(estimator.learning_rate_init),
         betas=(float(estimator.beta_1), float(estimator.beta_2)),
         eps=float(estimator.epsilon),
+        eps_hat=True,
         weight_decay=float(estimator.weight_decay) if estimator.solver == "adamw" else 0.0,
         max_grad_norm=clip,
     )

@@ -116,9 +116,9 @@ def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFram
     ):  # polars fills a short line up with nulls, which reach the last column
         _check_lines(path, separator, len(names))
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
+    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     typed = (as_text(cells) if cells.name in text else _find_type(cells, separator == ";") for cells in frame)
-    frame = frame.with_columns(typed)
-    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    return frame.with_columns(typed)
 
 
 def _check_lines(path: Path, separator: str, width: int) -> None:
@@ -156,9 +156,10 @@ def _find_type(cells: pl.Series, decimal_comma: bool) -> pl.Series:
     if present.str.to_lowercase().is_in(["true", "false"]).all():
         return text.str.to_lowercase() == "true"
     if parse_moments(present.head(1)) is not None:
-        moments = parse_moments(text)
-        if moments is not None and moments.null_count() == text.null_count():
-            return moments
+        for dtype in (pl.Date, pl.Datetime):
+            moments = parse_moments(text, dtype)
+            if moments is not None and moments.null_count() == text.null_count():
+                return moments
     return text
 
 

@@ -74,10 +74,12 @@ def as_moments(series: pl.Series) -> pl.Series:
     return series.cast(pl.Datetime("us"))
 
 
-def parse_moments(text: pl.Series) -> pl.Series | None:
-    """Text as Datetime by polars' own inference, null where a value does not fit; None where none does."""
+def parse_moments(text: pl.Series, dtype: type[pl.Date | pl.Datetime] = pl.Datetime) -> pl.Series | None:
+    """Text as Datetime or Date by polars' own inference, null where a value does not fit; None where none does."""
     try:
-        return text.str.to_datetime(strict=False, time_unit="us")
+        return (
+            text.str.to_date(strict=False) if dtype is pl.Date else text.str.to_datetime(strict=False, time_unit="us")
+        )
     except pl.exceptions.PolarsError:  # "could not find an appropriate format"
         return None
 

@@ -108,8 +108,8 @@ public:
   };
   // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then unspecified.
   double run(const Epoch &epoch);
-
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
+
   // Outputs in eval mode into out (rows, outputs).
   void predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll);
 
@@ -130,8 +130,8 @@ private:
     LossTerms<T> loss;
     UpdateTerms<T> update;
     bool updates;
-  };
     double penalty; // alpha over the sum of the examples' weights
+  };
 
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);

@@ -22,7 +22,7 @@ settings.register_profile(
 settings.load_profile("house")
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture(params=["reference", "native"], scope="session")
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of an engine; ``pytest -k reference`` runs one of them."""
     name: str = request.param

@@ -34,9 +34,7 @@ def to_onnx(net: FeedForward, path: str | os.PathLike[str]) -> None:
         raise ImportError(f"export to ONNX needs {' and '.join(missing)}: pip install 'wholebatch[onnx]'")
     size = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     if size > LARGEST:
-        raise ValueError(
-            f"the net has {size} bytes, an ONNX file holds at most {LARGEST}; use fewer neurons"
-        )
+        raise ValueError(f"the net has {size} bytes, an ONNX file holds at most {LARGEST}; use fewer neurons")
     net = copy.deepcopy(net).cpu().eval()
     x = torch.zeros(2, net.architecture.in_features, dtype=net.layers[0].weight.dtype)  # type: ignore[arg-type]
     with _quiet():

@@ -71,7 +71,8 @@ class Architecture:
         _check_choice("norm_position", self.norm_position, NormPosition)
         _check_choice("activation", self.activation, Activation)
         _check_below("dropout", self.dropout, 0.0, 1.0)
-        _check_at_least("eps", self.eps, 0.0)
+        if not 0.0 < self.eps < math.inf:  # torch's batch norm wants it so; without it a constant column gives 0/0
+            raise ValueError(f"eps is {self.eps!r}; it must be a finite number above 0")
         if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
             raise ValueError(f"momentum is {self.momentum!r}; it must lie in 0..1, or be None for a plain average")
 

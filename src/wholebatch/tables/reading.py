@@ -55,7 +55,7 @@ def read_table(source: str | Path, text: Collection[str] = ()) -> pl.DataFrame:
     except UNREADABLE as error:
         raise TableError(f"{str(source)!r} cannot be read: {_reason(error)}") from error
     if frame.width == 0 or frame.height == 0:
-        raise TableError(f"{str(source)!r} has no rows, only a header with {frame.width} columns")
+        raise TableError(f"{str(source)!r} has no rows, only a header of {frame.width}")
     return frame
 
 
@@ -100,7 +100,7 @@ def _header(path: Path, separator: str | None) -> tuple[list[str], str]:
         raise TableError(f"{str(path)!r} is empty: it has no header and no rows")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise TableError(f"{str(path)!r} has more than one {columns_word(twice)}; give each column a name of its own")
+        raise TableError(f"{str(path)!r} has {columns_word(twice)} more than once; give each column a name of its own")
     return names, separator
 
 
@@ -130,16 +130,17 @@ def _check_lines(path: Path, separator: str, width: int) -> None:
         for number, row in enumerate(rows, start=1):
             if len(row) != width:
                 raise TableError(
-                    f"{str(path)!r} has {len(row)} fields in row {number} (line {reader.line_num}), the header has "
-                    f"{width}; is a separator missing or a text with one in it not quoted?"
+                    f"{str(path)!r} has {len(row)} field{'s' if len(row) > 1 else ''} in row {number} "
+                    f"(line {reader.line_num}), the header has {width}; is a separator missing or a text with one in "
+                    "it not quoted?"
                 )
 
 
 def _find_type(cells: pl.Series, decimal_comma: bool) -> pl.Series:
     """What all cells of a column are: whole numbers, numbers, true/false, dates, else text.
 
-    polars' own inference over all rows with dates takes 40 times as long as its reading (14.4 s against 0.4 s for
-    100,000 rows of 20 numbers and 5 texts) and takes a quoted empty cell for text; casting all cells takes 0.2 s.
+    polars' own inference over all rows, dates included, takes a quoted empty cell for text, and its time: 14.4 s for
+    100,000 rows of 20 numbers and 5 texts, where reading cells (0.2 s) and casting them (0.2 s) is enough.
     """
     typed = _as_numbers(cells)
     if typed is not None:  # the common case, spared the search for words that mean "missing"

@@ -66,7 +66,8 @@ def check_columns(frame: pl.DataFrame, columns: Sequence[str]) -> None:
         raise TableError(f"a target column is named twice among {quoted(columns)}")
     require_columns(columns, frame.columns, "which was to be the target")
     if frame.height < 2:
-        raise TableError(f"the table has {frame.height} row; there must be at least 2 to learn from")
+        rows = "1 row" if frame.height == 1 else "0 rows"
+        raise TableError(f"the table has {rows}; there must be at least 2 to learn from")
     check_filled(frame, columns)
 
 

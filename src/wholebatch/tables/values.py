@@ -18,7 +18,14 @@ MISSING = (
 
 
 def as_text(series: pl.Series) -> pl.Series:
-    """String values without the spaces around them; missing where :data:`MISSING` says so."""
+    """String values without the spaces around them; missing where :data:`MISSING` says so.
+
+    Raises:
+        TableError: lists, structures, bytes.
+    """
+    dtype = series.dtype
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        raise TableError(f"column {series.name!r} holds {kind_words(dtype)} where text is needed")
     return series.cast(pl.String).str.strip_chars().replace(list(MISSING), [None] * len(MISSING))
 
 

@@ -12,10 +12,12 @@ namespace wholebatch {
 enum class InstructionSet { portable, avx2, avx512 };
 
 inline bool has(InstructionSet set) {
-#if defined(__x86_64__)
+#ifdef WB_BUILT_avx512
   if (set == InstructionSet::avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
+#endif
+#ifdef WB_BUILT_avx2
   if (set == InstructionSet::avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
@@ -41,13 +43,16 @@ inline InstructionSet instruction_set() {
 }
 
 template <class T> const Kernels<T> &kernels() {
-#if defined(__x86_64__)
   const InstructionSet set = instruction_set();
+#ifdef WB_BUILT_avx512
   if (set == InstructionSet::avx512)
     return kernels_avx512<T>();
+#endif
+#ifdef WB_BUILT_avx2
   if (set == InstructionSet::avx2)
     return kernels_avx2<T>();
 #endif
+  static_cast<void>(set);
   return kernels_portable<T>();
 }
 

@@ -1,10 +1,10 @@
-// exp, tanh and erf on vectors, and the activations built on them.
+// exp, log, tanh and erf on vectors, and the activations built on them.
 //
 // The C library's scalar functions and its vector ones round differently, so a loop's tail would differ from its body. These
 // are plain vector arithmetic, the same in every lane. In double they call the C library lane by lane: float64 is
 // for exactness, not for speed.
 //
-// Sources: the float coefficients of exp and tanh are those of Moshier's Cephes library (errors near 2 ulp); erf is formula 7.1.26 of
+// Sources: the float coefficients of exp, log and tanh are those of Moshier's Cephes library (errors near 2 ulp); erf is formula 7.1.26 of
 // Abramowitz and Stegun (absolute error at most 1.5e-7).
 #pragma once
 
@@ -42,6 +42,34 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) {
   return by_lane<double>(x, [](double v) { return std::exp(v); });
+}
+
+// Of positive normal numbers; nan and infinity give nan.
+inline Vec<float> log(Vec<float> x) {
+  using V = Vec<float>;
+  const auto raw = bits<IntVec<float>>(x);
+  V m = bits<V>((raw & 0x007fffff) | 0x3f000000); // [0.5, 1)
+  V e = __builtin_convertvector((raw >> 23) - 126, V);
+  const auto low = m < 0.70710678f;
+  e = low ? e - 1.0f : e;
+  m = (low ? m + m : m) - 1.0f;
+  const V z = m * m;
+  V p = all(7.0376836292e-2f);
+  p = fma<float>(p, m, all(-1.1514610310e-1f));
+  p = fma<float>(p, m, all(1.1676998740e-1f));
+  p = fma<float>(p, m, all(-1.2420140846e-1f));
+  p = fma<float>(p, m, all(1.4249322787e-1f));
+  p = fma<float>(p, m, all(-1.6668057665e-1f));
+  p = fma<float>(p, m, all(2.0000714765e-1f));
+  p = fma<float>(p, m, all(-2.4999993993e-1f));
+  p = fma<float>(p, m, all(3.3333331174e-1f));
+  p = p * m * z;
+  p = fma<float>(e, all(-2.12194440e-4f), p);
+  p = fma<float>(z, all(-0.5f), p);
+  return fma<float>(e, all(0.693359375f), m + p) + (x - x);
+}
+inline Vec<double> log(Vec<double> x) {
+  return by_lane<double>(x, [](double v) { return std::log(v); });
 }
 
 inline Vec<float> tanh(Vec<float> x) {

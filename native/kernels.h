@@ -78,9 +78,9 @@ template <class T> struct Kernels {
   void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors, double *sum_g,
                           double *sum_gx);
 
-  // In place: outputs -> their gradient. Returns the block's share of the loss.
+  // In place: outputs -> their gradient. Returns the block's share of the loss. scratch: (outputs, lanes).
   double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index, const std::int64_t *classes,
-                 const T *values, const T *weights);
+                 const T *values, const T *weights, T *scratch);
   void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);
 };
 

@@ -98,8 +98,7 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
   }
 
   // Two passes over a block that is in the first-level cache, four rows side by side so that additions overlap.
-  static void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
-    (void)b;
+  static void moments(int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
     for (int j = 0; j < vectors; ++j, z += W, mean += W, m2 += W) {
       V sums[4]{}, off[4]{}, squares[4]{};
       for (int r = 0; r < rows; ++r)
@@ -191,46 +190,57 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
   }
 };
 
-// Calls f with the Layer of this combination: one switch per block, none per element.
-template <class T, Activation A, class F> inline void with_norm(const Between<T> &b, F f) {
-  const bool after = b.after && b.norm != Norm::none;
-  if (b.norm == Norm::batch)
-    after ? f(Layer<T, A, Kind::batch, true>{}) : f(Layer<T, A, Kind::batch, false>{});
-  else if (b.norm == Norm::none)
-    f(Layer<T, A, Kind::none, false>{});
-  else
-    after ? f(Layer<T, A, Kind::row, true>{}) : f(Layer<T, A, Kind::row, false>{});
-}
-template <class T, class F> inline void with_layer(const Between<T> &b, F f) {
+template <Activation A> struct Constant {};
+
+// Calls f with the activation, or with the Layer, as a type: one switch per block, none per element.
+template <class T, class F> inline void with_activation(const Between<T> &b, F f) {
   switch (b.activation) {
   case Activation::relu:
-    return with_norm<T, Activation::relu>(b, f);
+    return f(Constant<Activation::relu>{});
   case Activation::leaky_relu:
-    return with_norm<T, Activation::leaky_relu>(b, f);
+    return f(Constant<Activation::leaky_relu>{});
   case Activation::elu:
-    return with_norm<T, Activation::elu>(b, f);
+    return f(Constant<Activation::elu>{});
   case Activation::gelu:
-    return with_norm<T, Activation::gelu>(b, f);
+    return f(Constant<Activation::gelu>{});
   case Activation::silu:
-    return with_norm<T, Activation::silu>(b, f);
+    return f(Constant<Activation::silu>{});
   case Activation::tanh:
-    return with_norm<T, Activation::tanh>(b, f);
+    return f(Constant<Activation::tanh>{});
   case Activation::sigmoid:
-    return with_norm<T, Activation::sigmoid>(b, f);
+    return f(Constant<Activation::sigmoid>{});
   case Activation::identity:
-    return with_norm<T, Activation::identity>(b, f);
+    return f(Constant<Activation::identity>{});
   }
 }
-
-template <class T> void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
-  with_layer(b, [&](auto layer) { layer.moments(b, rows, z, ldz, vectors, mean, m2); });
+template <class T, class F> inline void with_layer(const Between<T> &b, F f) {
+  with_activation<T>(b, [&]<Activation A>(Constant<A>) {
+    if (b.norm == Norm::none)
+      f(Layer<T, A, Kind::none, false>{});
+    else if (b.norm == Norm::batch)
+      b.after ? f(Layer<T, A, Kind::batch, true>{}) : f(Layer<T, A, Kind::batch, false>{});
+    else
+      b.after ? f(Layer<T, A, Kind::row, true>{}) : f(Layer<T, A, Kind::row, false>{});
+  });
 }
-template <class T>
-void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh) {
-  with_layer(b, [&](auto layer) { layer.normalise(b, rows, z, ldz, begin, end, h, ldh); });
+
+// What only one norm has is built for that norm alone: each of these costs the compiler eight activations.
+template <class T> void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
+  const auto gather = [&](auto layer) { layer.moments(rows, z, ldz, vectors, mean, m2); };
+  if (b.after)
+    with_activation<T>(b, [&]<Activation A>(Constant<A>) { gather(Layer<T, A, Kind::batch, true>{}); });
+  else
+    gather(Layer<T, Activation::identity, Kind::batch, false>{});
 }
 template <class T> void row_statistics(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz) {
-  with_layer(b, [&](auto layer) { layer.row_statistics(b, rows, z, ldz); });
+  const auto gather = [&](auto layer) { layer.row_statistics(b, rows, z, ldz); };
+  if (b.after)
+    with_activation<T>(b, [&]<Activation A>(Constant<A>) { gather(Layer<T, A, Kind::row, true>{}); });
+  else
+    gather(Layer<T, Activation::identity, Kind::row, false>{});
+}
+template <class T> void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh) {
+  with_layer(b, [&](auto layer) { layer.normalise(b, rows, z, ldz, begin, end, h, ldh); });
 }
 template <class T> void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz) {
   with_layer(b, [&](auto layer) { layer.input_gradient(b, rows, z, g, ld, dz, lddz); });

@@ -9,49 +9,63 @@
 
 namespace wholebatch::WB_SET {
 
-// l = (1 - e) w_y (-log p_y) + e/C sum_c w_c (-log p_c) with smoothing e and class weights w: torch's definition.
-template <class T> inline double cross_entropy_row(const LossTerms<T> &t, T *o, std::int64_t y, T weight) {
+// Cross-entropy of as many rows as a vector has lanes, one row per lane:
+//   l = (1 - e) w_y (-log p_y) + e/C sum_c w_c (-log p_c)     with label smoothing e and class weights w, torch's definition.
+// A row of few classes fills no vector, and maxima and sums across lanes are slow; so the rows are turned on their side.
+// `turned` holds (classes, lanes). Lanes without a row repeat the first one with weight 0.
+template <class T>
+inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *labels, const T *weights, T *turned) {
+  using V = Vec<T>;
   constexpr int W = width<T>;
   const int classes = t.outputs;
-  Vec<T> highest = all(o[0]);
-  int c = 0;
-  for (; c + W <= classes; c += W)
-    highest = load(o + c) <= highest ? highest : load(o + c);
-  T most = max_lanes<T>(highest);
-  for (; c < classes; ++c)
-    most = o[c] <= most ? most : o[c];
+  const bool plain = t.label_smoothing == 0 && !t.class_weights;
+  for (int lane = 0; lane < W; ++lane)
+    for (int c = 0; c < classes; ++c)
+      turned[c * W + lane] = out[(lane < rows ? lane : 0) * ld + c];
 
-  const T own = t.class_weights ? t.class_weights[y] : T(1);
-  const T true_share = (T(1) - t.label_smoothing) * own, every_share = t.label_smoothing / T(classes);
-  T weighted = 0, weights = 0; // sums over classes of w_c (o_c - most) and of w_c
-  if (t.label_smoothing != 0)
-    for (int i = 0; i < classes; ++i) {
-      const T w = t.class_weights ? t.class_weights[i] : T(1);
-      weighted += w * (o[i] - most);
-      weights += w;
+  V most = load(turned);
+  for (int c = 1; c < classes; ++c)
+    most = load(turned + c * W) <= most ? most : load(turned + c * W);
+  V own{}, weight{}, shifted{};
+  for (int lane = 0; lane < rows; ++lane) {
+    own[lane] = t.class_weights ? t.class_weights[labels[lane]] : T(1);
+    weight[lane] = weights[lane];
+    shifted[lane] = out[lane * ld + labels[lane]];
+  }
+  shifted -= most;
+  V sum{}, weighted{};
+  T weights_of_classes = 0;
+  for (int c = 0; c < classes; ++c) {
+    const V o = load(turned + c * W) - most, e = exp(o);
+    if (!plain) {
+      const T w = t.class_weights ? t.class_weights[c] : T(1);
+      weighted += w * o;
+      weights_of_classes += w;
     }
-  const T shifted = o[y] - most;
-
-  T sum = 0;
-  for (int i = 0; i < classes; i += W) { // the lanes of padding are computed and not counted
-    const Vec<T> e = exp(load(o + i) - most);
-    store(o + i, e);
-    for (int lane = 0; lane < W && i + lane < classes; ++lane)
-      sum += e[lane];
+    store(turned + c * W, e);
+    sum += e;
   }
-  const T log_sum = std::log(sum);
-  const double loss = static_cast<double>(true_share) * (static_cast<double>(log_sum) - static_cast<double>(shifted)) +
-                      static_cast<double>(every_share) * (static_cast<double>(weights) * static_cast<double>(log_sum) - static_cast<double>(weighted));
+  const V true_share = (T(1) - t.label_smoothing) * own;
+  const T every_share = t.label_smoothing / T(classes);
+  const V log_sum = log(sum);
+  const V loss = weight * (true_share * (log_sum - shifted) + every_share * (weights_of_classes * log_sum - weighted));
+  const V factor = weight * static_cast<T>(t.factor);
+  const V share = factor * (true_share + every_share * weights_of_classes) / sum, taken = factor * true_share;
 
-  const T factor = static_cast<T>(t.factor) * weight;
-  const T share = factor * (true_share + every_share * weights) / sum;
-  for (int i = 0; i < classes; ++i) {
-    o[i] *= share;
-    if (t.label_smoothing != 0)
-      o[i] -= factor * every_share * (t.class_weights ? t.class_weights[i] : T(1));
+  double total = 0;
+  for (int c = 0; c < classes; ++c) {
+    V g = load(turned + c * W) * share;
+    if (!plain)
+      g -= factor * (every_share * (t.class_weights ? t.class_weights[c] : T(1)));
+    store(turned + c * W, g);
   }
-  o[y] -= factor * true_share;
-  return loss * static_cast<double>(weight);
+  for (int lane = 0; lane < rows; ++lane) {
+    total += static_cast<double>(loss[lane]);
+    for (int c = 0; c < classes; ++c)
+      out[lane * ld + c] = turned[c * W + lane];
+    out[lane * ld + labels[lane]] -= taken[lane];
+  }
+  return total;
 }
 
 template <class T> inline double values_row(const LossTerms<T> &t, T *o, const T *y, T weight) {
@@ -84,19 +98,22 @@ template <class T> inline double values_row(const LossTerms<T> &t, T *o, const T
 
 template <class T>
 double loss(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index, const std::int64_t *classes,
-            const T *values, const T *weights) {
+            const T *values, const T *weights, T *scratch) {
   constexpr int W = width<T>;
-  const int padded = (t.outputs + W - 1) / W * W;
   double total = 0;
-  for (int r = 0; r < rows; ++r, out += ld) {
-    const std::int64_t row = rows_index[r];
-    const T weight = weights ? weights[row] : T(1);
+  for (int r = 0; r < rows; r += W) {
+    const int count = rows - r < W ? rows - r : W;
+    T weight[W];
+    std::int64_t labels[W];
+    for (int i = 0; i < count; ++i) {
+      weight[i] = weights ? weights[rows_index[r + i]] : T(1);
+      labels[i] = classes ? classes[rows_index[r + i]] : 0;
+    }
     if (t.kind == LossKind::cross_entropy)
-      total += cross_entropy_row(t, out, classes[row], weight);
+      total += cross_entropy_rows(t, count, out + r * ld, ld, labels, weight, scratch);
     else
-      total += values_row(t, out, values + row * t.outputs, weight);
-    for (int c = t.outputs; c < padded; ++c)
-      out[c] = 0;
+      for (int i = 0; i < count; ++i)
+        total += values_row(t, out + (r + i) * ld, values + rows_index[r + i] * t.outputs, weight[i]);
   }
   return total * t.factor;
 }

@@ -69,6 +69,7 @@ template <class T> Network<T>::Network(const Configuration &configuration, const
   for (auto &work : work_) {
     work.h.resize(Blocks::most * ldh_);
     work.dz.resize(Blocks::most * lddz_);
+    work.turned.resize(static_cast<std::size_t>(sizes.back()) * width);
     work.row_mean.resize(Blocks::most);
     work.row_rstd.resize(Blocks::most);
     work.layers.resize(count - 1);

@@ -75,6 +75,7 @@ template <class T> struct Workspace {
   };
   std::vector<Vectors> layers;
   Buffer<T> h, dz;                // a block of a layer's inputs, and of the gradient of its sums
+  Buffer<T> turned;               // outputs of a few rows, one row per lane, for the loss
   Buffer<T> row_mean, row_rstd;   // of one block, for predict
 };
 

@@ -177,7 +177,8 @@ template <class T> void Network<T>::output(const Step &step) {
     for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
       kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_, state.weight.value.get() + p * panel_width() * state.depth,
                         vectors_at(p, state.padded), out + p * panel_width(), state.stride);
-    loss_blocks_[b] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes, table.values, table.weights);
+    loss_blocks_[b] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes, table.values, table.weights,
+                                     work_[step.worker].turned.get());
   }
 }
 

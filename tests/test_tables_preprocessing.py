@@ -371,3 +371,51 @@ def test_a_column_without_values_is_filled_once_the_model_is_trained() -> None:
         found = fitted.transform(nothing)
         assert np.isfinite(found).all()
         np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("mark", ["/", ".", "-"])
+@pytest.mark.parametrize(("pattern", "other"), [("%d{0}%m{0}%Y", "%m{0}%d{0}%Y"), ("%m{0}%d{0}%Y", "%d{0}%m{0}%Y")])
+@pytest.mark.parametrize("clock", ["", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"])
+def test_the_order_of_day_and_month_is_learned_and_kept(mark: str, pattern: str, other: str, clock: str) -> None:
+    pattern, other = pattern.format(mark), other.format(mark)
+    moments = [datetime(2024, 2, 29, 13, 30), datetime(2023, 3, 4, 5, 6), datetime(1999, 12, 31, 23, 59)]
+    if not clock:
+        moments = [datetime(m.year, m.month, m.day) for m in moments]
+    plain = pl.DataFrame({"t": moments})
+    written = pl.DataFrame({"t": [m.strftime(pattern + clock) for m in moments]})
+    fitted = Preprocessing.fit(written)
+    assert fitted.columns[0].kind == "date"
+    assert fitted.notes == []
+    np.testing.assert_array_equal(fitted.transform(written), Preprocessing.fit(plain).transform(plain))
+    # The second row alone, 3 or 4 March or April, would not say which comes first.
+    np.testing.assert_array_equal(fitted.transform(written[1:2]), fitted.transform(plain)[1:2])
+    loaded = Preprocessing.from_dict(fitted.to_dict())
+    np.testing.assert_array_equal(loaded.transform(written), fitted.transform(written))
+    wrong = pl.DataFrame({"t": [moments[0].strftime(other + clock)]})
+    example = datetime(2031, 12, 24, 18, 30).strftime(pattern + clock)
+    with pytest.raises(TableError, match=rf"in row 1, which is not a date \(write it as {example}\)"):
+        fitted.transform(wrong)
+
+
+def test_an_order_of_day_and_month_that_nothing_settles_is_mentioned() -> None:
+    fitted = Preprocessing.fit(pl.DataFrame({"t": ["03/04/2020", None, "12/11/2021"]}))
+    assert "t.month_sin" in fitted.feature_names
+    (note,) = fitted.notes
+    assert note.startswith(
+        "column 't' has dates whose day and month could be either way round; the day is taken to come"
+    )
+    days_first = Preprocessing.fit(pl.DataFrame({"t": [date(2020, 4, 3), None, date(2021, 11, 12)]}))
+    assert fitted.to_dict()["numbers"] == days_first.to_dict()["numbers"]
+
+
+def test_dates_in_a_text_column_that_begin_with_the_year() -> None:
+    written = pl.DataFrame({"t": ["2024-02-29 13:30:00", "NA", "2023-03-04"]})
+    plain = pl.DataFrame({"t": [datetime(2024, 2, 29, 13, 30), None, datetime(2023, 3, 4)]})
+    fitted = Preprocessing.fit(written)
+    assert fitted.to_dict() == Preprocessing.fit(plain).to_dict()
+    np.testing.assert_array_equal(fitted.transform(written), fitted.transform(plain))
+
+
+def test_text_that_only_looks_like_dates_stays_text() -> None:
+    for texts in (["13/13/2020", "01/01/2020"], ["2020-13-01", "2020-01-01"], ["1-2", "3-4"], ["10:30", "11:45"]):
+        assert Preprocessing.fit(pl.DataFrame({"t": texts})).columns[0].kind == "category"

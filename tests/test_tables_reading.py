@@ -2,7 +2,7 @@
 
 import errno
 import gzip
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import polars as pl
@@ -81,6 +81,17 @@ def test_words_spaces_and_quoted_empty_cells_that_mean_missing(tmp_path: Path) -
         "d": [True, None, False],
         "e": [date(2024, 1, 2), None, date(2024, 1, 3)],
     }
+
+
+def test_dates_whose_order_is_in_doubt_are_left_to_the_preprocessing(tmp_path: Path) -> None:
+    found = read_table(
+        write(tmp_path / "t.csv", "a,b\n01/02/2020,2020-01-02T03:04:05Z\n13/02/2020,2021-01-02T03:04:05Z\n")
+    )
+    assert found["a"].to_list() == ["01/02/2020", "13/02/2020"]
+    assert found["b"].to_list() == [
+        datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC),
+        datetime(2021, 1, 2, 3, 4, 5, tzinfo=UTC),
+    ]
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:

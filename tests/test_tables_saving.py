@@ -154,6 +154,8 @@ CORRUPT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "disorder": (lambda c: c["categories"][0].update(categories=["b", "a"]), r"'c' are not in order"),
     "no category": (lambda c: c["categories"][0].update(categories=[]), r"'c' has no categories"),
     "a number of a category": (lambda c: c["numbers"][0].update(column="c"), r"columns and features|is both"),
+    "an unknown layout": (lambda c: c["columns"][2].update(layout="%c"), r"'t' has dates of no known layout: '%c'"),
+    "a layout of numbers": (lambda c: c["columns"][0].update(layout="%d/%m/%Y"), r"'x' has dates of no known layout"),
     "an unknown kind": (lambda c: c["columns"][0].update(kind="code"), r"columns\.0\.kind: Input should be 'number'"),
     "nothing": (lambda c: c.update(columns=[], numbers=[], categories=[]), r"there is no feature"),
 }

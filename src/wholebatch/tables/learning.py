@@ -8,9 +8,10 @@ import polars as pl
 from wholebatch.tables.dates import PARTS, date_parts
 from wholebatch.tables.encoders import learn_categories, make_imputer
 from wholebatch.tables.errors import TableError, columns_word
+from wholebatch.tables.moments import YEAR_FIRST, as_moments, find_formats
 from wholebatch.tables.scaling import Scaling, exponents, to_unit
 from wholebatch.tables.state import CategoryState, ColumnState, Kind, NumberState, PreprocessingState
-from wholebatch.tables.values import as_moments, as_numbers, as_text, holds_text, stray_text
+from wholebatch.tables.values import as_numbers, as_text, holds_text, stray_text
 
 IDENTIFIER_SHARE = 0.9
 """A text column with more different values than this share of its rows says who a row is, not what it is like ..."""
@@ -25,12 +26,11 @@ def learn(frame: pl.DataFrame) -> PreprocessingState:
     learner = _Learner(frame.height)
     empty = []
     for series in frame:
-        kind = kind_of(series)
-        values = {"category": as_text, "date": as_moments}.get(kind, as_numbers)(series)
+        values, kind, layouts = _read(series)
         if values.null_count() == len(values):
             empty.append(series.name)
         else:
-            learner.add(series, kind, values)
+            learner.add(series, values, kind, layouts)
     if empty:
         raise TableError(
             f"{columns_word(empty)} {'has' if len(empty) == 1 else 'have'} no value in any of the {frame.height} rows; "
@@ -40,7 +40,7 @@ def learn(frame: pl.DataFrame) -> PreprocessingState:
 
 
 def kind_of(series: pl.Series) -> Kind:
-    """What a column of this type becomes.
+    """What a column of this type becomes; text may still turn out to be dates.
 
     Raises:
         TableError: a type that no number can be made of (lists, structures, bytes).
@@ -60,6 +60,18 @@ def kind_of(series: pl.Series) -> Kind:
     )
 
 
+def _read(series: pl.Series) -> tuple[pl.Series, Kind, list[str]]:
+    """(values as numbers, text or moments; the kind; the ways in which text can be read as dates)."""
+    kind = kind_of(series)
+    if kind == "date":
+        return as_moments(series), kind, []
+    if kind != "category":
+        return as_numbers(series), kind, []
+    text = as_text(series)
+    layouts = find_formats(text)
+    return (as_moments(text, layouts[0]), "date", layouts) if layouts else (text, kind, [])
+
+
 class _Learner:
     """Gathers columns; numbers are learned together at the end, as one matrix."""
 
@@ -70,8 +82,13 @@ class _Learner:
         self.notes: list[str] = []
         self._numbers: list[tuple[str, str | None, np.ndarray]] = []
 
-    def add(self, series: pl.Series, kind: Kind, values: pl.Series) -> None:
+    def add(self, series: pl.Series, values: pl.Series, kind: Kind, layouts: list[str]) -> None:
         reason = None
+        if len(layouts) > 1:
+            self.notes.append(
+                f"column {series.name!r} has dates whose day and month could be either way round; the day is taken to "
+                "come first. Write the year first (2031-12-24) if it does not"
+            )
         if self.rows > 1 and values.null_count() == 0 and values.min() == values.max():
             reason = "it has the same value in every row"
         elif kind == "category":
@@ -81,7 +98,8 @@ class _Learner:
         else:
             self._numbers.append((series.name, None, values.to_numpy()))
             self._look_at_number(series)
-        self.columns.append(ColumnState(name=series.name, kind=kind, dropped=reason))
+        layout = layouts[0] if layouts else YEAR_FIRST
+        self.columns.append(ColumnState(name=series.name, kind=kind, layout=layout, dropped=reason))
         if reason is not None:
             self.notes.append(f"column {series.name!r} is left out: {reason}")
 

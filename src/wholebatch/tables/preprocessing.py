@@ -13,9 +13,10 @@ from wholebatch.tables.dates import date_parts
 from wholebatch.tables.encoders import encode, make_encoder, make_imputer
 from wholebatch.tables.errors import require_columns, unique_names
 from wholebatch.tables.learning import learn
+from wholebatch.tables.moments import as_moments
 from wholebatch.tables.scaling import Scaling, to_unit
 from wholebatch.tables.state import Kind, PreprocessingState, load
-from wholebatch.tables.values import as_moments, as_numbers, as_text
+from wholebatch.tables.values import as_numbers, as_text
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ class Preprocessing:
 
     def _raw_numbers(self, frame: pl.DataFrame) -> np.ndarray:
         """``(N, K)`` float64 with NaN where missing."""
-        kinds = {c.name: c.kind for c in self._state.columns}
+        columns = {c.name: c for c in self._state.columns}
         parts: dict[str, list[str]] = {}
         for number in self._state.numbers:
             parts.setdefault(number.column, []).extend([] if number.part is None else [number.part])
         blocks: list[pl.Series] = []
         for name, wanted in parts.items():
-            if kinds[name] == "date":
-                blocks.extend(date_parts(as_moments(frame[name]), wanted))
+            if columns[name].kind == "date":
+                blocks.extend(date_parts(as_moments(frame[name], columns[name].layout), wanted))
             else:
                 blocks.append(as_numbers(frame[name]))
         return np.column_stack([block.to_numpy() for block in blocks])

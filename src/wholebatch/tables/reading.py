@@ -13,7 +13,8 @@ import polars as pl
 
 from wholebatch.tables.bundled import BUNDLED, bundled_table
 from wholebatch.tables.errors import TableError, columns_word, did_you_mean
-from wholebatch.tables.values import as_text, parse_moments
+from wholebatch.tables.moments import YEAR_FIRST, find_formats, parse
+from wholebatch.tables.values import as_text
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -26,9 +27,9 @@ def read_table(source: str | Path, text: Collection[str] = ()) -> pl.DataFrame:
 
     A file whose first bytes say Parquet is Parquet; ``.csv``, ``.tsv``, ``.tab`` and ``.txt``, each also with
     ``.gz``, are text, whose separator (comma, tab, semicolon, bar) is the one that cuts the header into most columns.
-    Types come from all rows: numbers, true/false, dates, else text. Rows without any value (blank lines) are left out
-    of text files. Where no file is called ``digits``, ``iris``, ``wine``, ``breast_cancer`` or ``diabetes``, that name
-    is scikit-learn's bundled set.
+    Types come from all rows: numbers, true/false, dates that begin with the year, else text. Rows without any value
+    (blank lines) are left out of text files. Where no file is called ``digits``, ``iris``, ``wine``,
+    ``breast_cancer`` or ``diabetes``, that name is scikit-learn's bundled set.
 
     Args:
         text: columns to keep as text even where all their values look like something else (``007``), as they were
@@ -156,12 +157,8 @@ def _find_type(cells: pl.Series, decimal_comma: bool) -> pl.Series:
         return typed
     if present.str.to_lowercase().is_in(["true", "false"]).all():
         return text.str.to_lowercase() == "true"
-    if parse_moments(present.head(1)) is not None:
-        for dtype in (pl.Date, pl.Datetime):
-            moments = parse_moments(text, dtype)
-            if moments is not None and moments.null_count() == text.null_count():
-                return moments
-    return text
+    moments = parse(text) if YEAR_FIRST in find_formats(text) else None
+    return text if moments is None else moments
 
 
 def _as_numbers(text: pl.Series) -> pl.Series | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wholebatch.tables.dates import PARTS
+from wholebatch.tables.moments import FORMATS, YEAR_FIRST
 from wholebatch.tables.scaling import Scale
 
 Kind = Literal["number", "category", "date", "boolean"]
@@ -36,10 +37,11 @@ def load(model: type[M], data: Any, what: str) -> M:
 
 
 class ColumnState(Model):
-    """A column of the training table, and why it was dropped if it was."""
+    """A column of the training table, how dates in it are written, and why it was dropped if it was."""
 
     name: str
     kind: Kind
+    layout: str
     dropped: str | None
 
 
@@ -94,6 +96,9 @@ class PreprocessingState(Model):
                 raise ValueError(f"the categories of column {category.column!r} are not in order")
             if not category.categories:
                 raise ValueError(f"column {category.column!r} has no categories")
+        for column in self.columns:
+            if column.layout not in (YEAR_FIRST, *FORMATS) or (column.layout and column.kind != "date"):
+                raise ValueError(f"column {column.name!r} has dates of no known layout: {column.layout!r}")
         features = [(number.column, number.part) for number in self.numbers]
         if len(set(features)) < len(features) or len({c.column for c in self.categories}) < len(self.categories):
             raise ValueError("one feature stands twice")

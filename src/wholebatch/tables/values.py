@@ -1,4 +1,4 @@
-"""A column's values as numbers, text or moments in time; the first value that does not fit is named.
+"""A column's values as numbers or text; the first value that does not fit is named.
 
 A missing value is a null, a NaN, or text that says so (:data:`MISSING`): all are null here. Rows are counted from 1,
 without the header.
@@ -41,7 +41,7 @@ def as_numbers(series: pl.Series) -> pl.Series:
     elif holds_text(series):
         text = as_text(series)
         numbers = text.cast(pl.Float64, strict=False)
-        _refuse(text, numbers.is_null() & text.is_not_null(), "a number")
+        refuse_where(numbers.is_null() & text.is_not_null(), text, "a number")
     elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
         numbers = series.cast(pl.Float64)
     else:
@@ -56,39 +56,6 @@ def as_numbers(series: pl.Series) -> pl.Series:
             "leave the cell empty if the value is not known, or drop the row"
         )
     return numbers
-
-
-def as_moments(series: pl.Series) -> pl.Series:
-    """Datetime in microseconds, in UTC where a time zone is known; times of day lie on 1970-01-01.
-
-    Raises:
-        TableError: a value that is no date; names column, value and row.
-    """
-    dtype = series.dtype
-    if holds_text(series):
-        text = as_text(series)
-        moments = parse_moments(text)
-        if moments is None:
-            moments = pl.Series(series.name, [None] * len(series), dtype=pl.Datetime("us"))
-        _refuse(text, moments.is_null() & text.is_not_null(), "a date (write it as 2031-12-24 or 2031-12-24 18:30:00)")
-        series = moments
-    elif dtype == pl.Time:
-        series = series.cast(pl.Int64).cast(pl.Datetime("ns"))
-    elif dtype != pl.Null and dtype not in (pl.Date, pl.Datetime):
-        raise TableError(f"column {series.name!r} holds {kind_words(dtype)} where dates are needed")
-    if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is not None:
-        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return series.cast(pl.Datetime("us"))
-
-
-def parse_moments(text: pl.Series, dtype: type[pl.Date | pl.Datetime] = pl.Datetime) -> pl.Series | None:
-    """Text as Datetime or Date by polars' own inference, null where a value does not fit; None where none does."""
-    try:
-        return (
-            text.str.to_date(strict=False) if dtype is pl.Date else text.str.to_datetime(strict=False, time_unit="us")
-        )
-    except pl.exceptions.PolarsError:  # "could not find an appropriate format"
-        return None
 
 
 def holds_text(series: pl.Series) -> bool:
@@ -130,7 +97,7 @@ def kind_words(dtype: pl.DataType) -> str:
     return "numbers" if dtype.is_numeric() else f"values of type {dtype}"
 
 
-def _refuse(values: pl.Series, bad: pl.Series, needed: str) -> None:
+def refuse_where(bad: pl.Series, values: pl.Series, needed: str) -> None:
     """Raise for the first row where ``bad`` holds."""
     if bad.any():
         row = bad.arg_max()

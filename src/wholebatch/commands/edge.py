@@ -1,6 +1,6 @@
 """Where the command line meets the person: subcommands imported on demand, mistakes told in one sentence.
 
-Exit codes: 0 done; 1 something is wrong with a table, a file or a setting; 2 the command line itself is wrong; 130 Ctrl-C.
+Exit codes: 0 done; 1 something is wrong with a table, a file or a setting; 2 with the command line itself; 130 Ctrl-C.
 ``WHOLEBATCH_TRACEBACK=1`` shows the traceback behind a sentence.
 """
 

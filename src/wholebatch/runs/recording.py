@@ -138,7 +138,7 @@ def record(config: Config, prepared: Prepared, model: Model, loss: Loss, history
             for c in preprocessing.columns
         ],
         notes=[*target.notes, *preprocessing.notes],
-        settings=settings.model_dump(mode="json") | {"loss": loss.kind},
+        settings=settings.model_dump(mode="json") | {"loss": loss.kind, "label_smoothing": loss.label_smoothing},
         how=_how(config, history),
     )
 

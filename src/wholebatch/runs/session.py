@@ -79,8 +79,6 @@ class Session:
             KeyboardInterrupt: Ctrl-C. What was finished is kept; a run without a finished epoch leaves no folder.
         """
         history = [] if self.state is None else self.state.history.epochs
-        if self.config.engine == "reference" and self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
         events = self.run.path / EVENTS if self.tensorboard else None
         held = self.prepared.validation
         try:

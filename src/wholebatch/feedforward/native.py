@@ -105,7 +105,6 @@ class NativeEngine:
         rows = x.shape[0]  # type: ignore[attr-defined]
         network = self._network(rows)
         self._load(network)
-        self.model.eval()
         out = np.empty((rows, self.model.architecture.out_features), NUMPY_DTYPES[self._dtype()])
         network.predict(*inputs, out)
         return out
@@ -168,7 +167,6 @@ class NativeEngine:
     ) -> float:
         assert data.y is not None
         classes, values = (data.y, None) if self.loss.takes_classes else (None, data.y)
-        self.model.train()
         try:
             total: float = network.run(
                 *_inputs(data.x),

@@ -1,12 +1,13 @@
 """The real command in a real process, without paying for imports each time.
 
-A fork server imports the libraries once (seconds of CPU time) and forks a process per command, where nothing has run yet.
+A fork server imports the libraries once, which takes seconds, and forks a process per command.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -36,9 +37,9 @@ class Command:
         self.process.join()
 
 
-def start(folder: Path, *arguments: str) -> Command:
-    """Run ``wholebatch arguments``, in the folder that pytest runs in."""
-    process = _server().Process(target=_run, args=(folder, arguments))
+def start(folder: Path, *arguments: str, most_bytes: int | None = None) -> Command:
+    """Run ``wholebatch arguments``; with ``most_bytes`` the system lets it make no file larger than that."""
+    process = _server().Process(target=_run, args=(folder, arguments, most_bytes))
     process.start()
     return Command(process, folder)
 
@@ -50,10 +51,12 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _run(folder: Path, arguments: tuple[str, ...]) -> None:
+def _run(folder: Path, arguments: tuple[str, ...], most_bytes: int | None) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.argv = ["wholebatch", *arguments]
     from wholebatch.commands import main
 

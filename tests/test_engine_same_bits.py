@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oracle import PLACES, make_model
 from wholebatch import Loss, Optimizer, Training
+from wholebatch.feedforward.data import prepare
 from wholebatch.feedforward.engine import make_engine
 from wholebatch.feedforward.training import History, State
 from wholebatch.kernels import native_available
@@ -174,8 +175,6 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(name: str):
 def test_gradients_and_predictions_too():
     model = make_model((9, 100, 33, 3), "batch", "before", "relu", dtype=torch.float32, dropout=0.25)
     rng = np.random.default_rng(0)
-    from wholebatch.feedforward.data import prepare
-
     data = prepare(
         rng.standard_normal((700, 9)),
         rng.integers(0, 3, 700),

@@ -1,4 +1,5 @@
-// What Python sees of the engine: a Network per dtype. Arrays are checked in Python (feedforward/native.py) before they come here.
+// What Python sees of the engine: a Network per dtype. Arrays are checked in Python (feedforward/native.py) before they
+// come here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -35,26 +36,33 @@ template <class E> E choose(const std::map<std::string, E> &known, const std::st
 Configuration configure(const nb::dict &d) {
   const auto number = [&](const char *key) { return nb::cast<double>(d[key]); };
   const auto text = [&](const char *key) { return nb::cast<std::string>(d[key]); };
-  const std::map<std::string, Activation> activations{{"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu}, {"elu", Activation::elu},
-                                                      {"gelu", Activation::gelu}, {"silu", Activation::silu},             {"tanh", Activation::tanh},
-                                                      {"sigmoid", Activation::sigmoid}, {"identity", Activation::identity}};
+  const std::map<std::string, Activation> activations{
+      {"relu", Activation::relu},       {"leaky_relu", Activation::leaky_relu},
+      {"elu", Activation::elu},         {"gelu", Activation::gelu},
+      {"silu", Activation::silu},       {"tanh", Activation::tanh},
+      {"sigmoid", Activation::sigmoid}, {"identity", Activation::identity}};
   Configuration c;
   c.sizes = nb::cast<std::vector<int>>(d["sizes"]);
-  c.norm = choose<Norm>({{"batch", Norm::batch}, {"layer", Norm::layer}, {"rms", Norm::rms}, {"none", Norm::none}}, text("norm"));
+  c.norm = choose<Norm>({{"batch", Norm::batch}, {"layer", Norm::layer}, {"rms", Norm::rms}, {"none", Norm::none}},
+                        text("norm"));
   c.after = nb::cast<bool>(d["after"]);
   c.hidden_bias = nb::cast<bool>(d["hidden_bias"]);
   c.activation = choose(activations, text("activation"));
   c.dropout = number("dropout");
   c.eps = number("eps");
   c.momentum = number("momentum");
-  c.loss = choose<LossKind>({{"cross_entropy", LossKind::cross_entropy}, {"mse", LossKind::mse}, {"huber", LossKind::huber}, {"bce", LossKind::bce}},
+  c.loss = choose<LossKind>({{"cross_entropy", LossKind::cross_entropy},
+                             {"mse", LossKind::mse},
+                             {"huber", LossKind::huber},
+                             {"bce", LossKind::bce}},
                             text("loss"));
   c.label_smoothing = number("label_smoothing");
   c.delta = number("delta");
   c.scale = number("scale");
   c.alpha = number("alpha");
   c.class_weights = nb::cast<std::vector<double>>(d["class_weights"]);
-  c.optimizer = choose<OptimizerKind>({{"sgd", OptimizerKind::sgd}, {"adam", OptimizerKind::adam}, {"adamw", OptimizerKind::adamw}}, text("optimizer"));
+  c.optimizer = choose<OptimizerKind>(
+      {{"sgd", OptimizerKind::sgd}, {"adam", OptimizerKind::adam}, {"adamw", OptimizerKind::adamw}}, text("optimizer"));
   c.nesterov = nb::cast<bool>(d["nesterov"]);
   c.optimizer_momentum = number("optimizer_momentum");
   c.beta1 = number("beta1");
@@ -79,7 +87,9 @@ template <class T> Buffer<T> &form(Parameter<T> &p, const std::string &name) {
 }
 
 // Copies between a torch-shaped array and the engine's layout, in either direction.
-template <class T, class F> void each_element(Network<T> &net, int layer, const std::string &role, const std::string &which, Array<T> array, F copy) {
+template <class T, class F>
+void each_element(Network<T> &net, int layer, const std::string &role, const std::string &which, Array<T> array,
+                  F copy) {
   LayerState<T> &state = net.layers().at(static_cast<std::size_t>(layer));
   T *data = array.data();
   if (role == "weight") { // torch's is (outputs, inputs)
@@ -97,10 +107,10 @@ template <class T, class F> void each_element(Network<T> &net, int layer, const 
   }
 }
 
-
 template <class T>
 Table<T> table_of(const Maybe<const T> &dense, const Maybe<const T> &data, const Maybe<const std::int32_t> &indices32,
-                  const Maybe<const std::int32_t> &indptr32, const Maybe<const std::int64_t> &indices64, const Maybe<const std::int64_t> &indptr64) {
+                  const Maybe<const std::int32_t> &indptr32, const Maybe<const std::int64_t> &indices64,
+                  const Maybe<const std::int64_t> &indptr64) {
   Table<T> table;
   table.dense = pointer(dense);
   table.data = pointer(data);
@@ -151,31 +161,37 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
       .def("refresh", &Network<T>::refresh)
       .def(
           "run",
-          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32, Maybe<const std::int32_t> indptr32,
-             Maybe<const std::int64_t> indices64, Maybe<const std::int64_t> indptr64, Maybe<const std::int64_t> classes, Maybe<const T> values,
-             Maybe<const T> weights, Array<const std::int64_t> order, Array<const std::int64_t> offsets, std::int64_t first_step,
-             Maybe<const double> learning_rates, bool track, nb::object progress) {
+          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32,
+             Maybe<const std::int32_t> indptr32, Maybe<const std::int64_t> indices64,
+             Maybe<const std::int64_t> indptr64, Maybe<const std::int64_t> classes, Maybe<const T> values,
+             Maybe<const T> weights, Array<const std::int64_t> order, Array<const std::int64_t> offsets,
+             std::int64_t first_step, Maybe<const double> learning_rates, bool track, nb::object progress) {
             Table<T> table = table_of<T>(dense, data, indices32, indptr32, indices64, indptr64);
             table.classes = pointer(classes);
             table.values = pointer(values);
             table.weights = pointer(weights);
-            const typename Network<T>::Epoch epoch{table,      order.data(), offsets.data(),          static_cast<std::int64_t>(offsets.size()) - 1,
-                                                   first_step, pointer(learning_rates), track, poller(progress)};
+            const typename Network<T>::Epoch epoch{table,          order.data(),
+                                                   offsets.data(), static_cast<std::int64_t>(offsets.size()) - 1,
+                                                   first_step,     pointer(learning_rates),
+                                                   track,          poller(progress)};
             const nb::gil_scoped_release free;
             return self.run(epoch);
           },
-          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(), "indptr64"_a.none(), "classes"_a.none(),
-          "values"_a.none(), "weights"_a.none(), "order"_a, "offsets"_a, "first_step"_a, "learning_rates"_a.none(), "track"_a, "progress"_a.none())
+          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(),
+          "indptr64"_a.none(), "classes"_a.none(), "values"_a.none(), "weights"_a.none(), "order"_a, "offsets"_a,
+          "first_step"_a, "learning_rates"_a.none(), "track"_a, "progress"_a.none())
       .def(
           "predict",
-          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32, Maybe<const std::int32_t> indptr32,
-             Maybe<const std::int64_t> indices64, Maybe<const std::int64_t> indptr64, Array<T, nb::ndim<2>> out) {
+          [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32,
+             Maybe<const std::int32_t> indptr32, Maybe<const std::int64_t> indices64,
+             Maybe<const std::int64_t> indptr64, Array<T, nb::ndim<2>> out) {
             const Table<T> table = table_of<T>(dense, data, indices32, indptr32, indices64, indptr64);
             const auto poll = poller(nb::none());
             const nb::gil_scoped_release free;
             self.predict(table, static_cast<std::int64_t>(out.shape(0)), out.data(), poll);
           },
-          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(), "indptr64"_a.none(), "out"_a);
+          "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(),
+          "indptr64"_a.none(), "out"_a);
 }
 
 } // namespace

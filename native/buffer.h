@@ -1,4 +1,5 @@
-// Aligned memory that is zeroed once, and asks for huge pages where it is large (they are given on request only, on many systems).
+// Aligned memory that is zeroed once, and asks for huge pages where it is large (they are given on request only, on
+// many systems).
 #pragma once
 
 #include <sys/mman.h>

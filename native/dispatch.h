@@ -14,8 +14,8 @@ enum class InstructionSet { portable, avx2, avx512 };
 inline bool has(InstructionSet set) {
 #ifdef WB_BUILT_avx512
   if (set == InstructionSet::avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 #endif
 #ifdef WB_BUILT_avx2
   if (set == InstructionSet::avx2)

@@ -1,11 +1,11 @@
 // exp, log, tanh and erf on vectors, and the activations built on them.
 //
-// The C library's scalar functions and its vector ones round differently, so a loop's tail would differ from its body. These
-// are plain vector arithmetic, the same in every lane. In double they call the C library lane by lane: float64 is
+// The C library's scalar functions and its vector ones round differently, so a loop's tail would differ from its body.
+// These are plain vector arithmetic, the same in every lane. In double they call the C library lane by lane: float64 is
 // for exactness, not for speed.
 //
-// Sources: the float coefficients of exp, log and tanh are those of Moshier's Cephes library (errors near 2 ulp); erf is formula 7.1.26 of
-// Abramowitz and Stegun (absolute error at most 1.5e-7).
+// Sources: the float coefficients of exp, log and tanh are those of Moshier's Cephes library (errors near 2 ulp); erf
+// is formula 7.1.26 of Abramowitz and Stegun (absolute error at most 1.5e-7).
 #pragma once
 
 #include <cmath>

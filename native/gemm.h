@@ -1,7 +1,7 @@
 // The three matrix products of a layer, out of one register tile: Z = H W, dH = dZ W^T and dW = H^T dZ.
 //
-// Every element is one chain of fused multiply-adds in ascending order of the inner index, whatever tile it falls into, so a
-// result does not depend on how rows and columns are dealt out to threads.
+// Every element is one chain of fused multiply-adds in ascending order of the inner index, whatever tile it falls into,
+// so a result does not depend on how rows and columns are dealt out to threads.
 #pragma once
 
 #include "simd.h"
@@ -13,8 +13,8 @@ constexpr int depth_block = 384;
 
 // c (ROWS x NV vectors) over `depth`. TRANSPOSED: a's rows are the inner index, and b is row-major instead of packed.
 template <class T, int ROWS, int NV, bool TRANSPOSED>
-inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb, T *__restrict c,
-                 std::int64_t ldc, bool first) {
+inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
+                 T *__restrict c, std::int64_t ldc, bool first) {
   constexpr int W = width<T>;
   Vec<T> sum[ROWS][NV];
 #pragma GCC unroll 12
@@ -47,7 +47,8 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
 }
 
 template <class T, int NV, bool TRANSPOSED, int ROWS = WB_TILE_ROWS>
-inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c, std::int64_t ldc, bool first) {
+inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
+                    std::int64_t ldc, bool first) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS)
       tile<T, ROWS, NV, TRANSPOSED>(depth, a, lda, b, ldb, c, ldc, first);
@@ -58,11 +59,13 @@ inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *
 
 // All rows of one panel, in tiles of nearly equal height (a single left-over row would starve the multiply-add units).
 template <class T, int NV, bool TRANSPOSED>
-inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c, std::int64_t ldc, bool first) {
+inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
+                  std::int64_t ldc, bool first) {
   const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
   for (int t = 0; t < tiles; ++t) {
     const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-    tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc, ldc, first);
+    tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc,
+                               ldc, first);
   }
 }
 
@@ -79,8 +82,8 @@ void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int
 }
 
 template <class T>
-void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors, T *out,
-                         bool first) {
+void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
+                         T *out, bool first) {
   if (vectors == 2)
     panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first);
   else

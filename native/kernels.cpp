@@ -13,7 +13,10 @@ namespace wholebatch {
 
 template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
   namespace set = WB_SET;
-  static constexpr Kernels<T> kernels{set::width<T>,       set::multiply<T>,       set::multiply_transposed<T>, set::transpose<T>, set::moments<T>, set::row_statistics<T>, set::normalise<T>,   set::input_gradient<T>, set::output_gradient<T>,     set::loss<T>,      set::update<T>};
+  static constexpr Kernels<T> kernels{set::width<T>,     set::multiply<T>,       set::multiply_transposed<T>,
+                                      set::transpose<T>, set::moments<T>,        set::row_statistics<T>,
+                                      set::normalise<T>, set::input_gradient<T>, set::output_gradient<T>,
+                                      set::loss<T>,      set::update<T>};
   return kernels;
 }
 

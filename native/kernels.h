@@ -1,7 +1,7 @@
 // The arithmetic on one block of rows: what the step hands to the build of the kernels that fits the processor.
 //
-// Shapes: a block is `rows` rows of a row-major matrix with leading dimension ld. Columns are padded to whole vectors, and
-// padding is zero or never read. A panel is two vectors of columns wide (the last one may be one vector).
+// Shapes: a block is `rows` rows of a row-major matrix with leading dimension ld. Columns are padded to whole vectors,
+// and padding is zero or never read. A panel is two vectors of columns wide (the last one may be one vector).
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ enum class Activation { relu, leaky_relu, elu, gelu, silu, tanh, sigmoid, identi
 enum class LossKind { cross_entropy, mse, huber, bce };
 enum class OptimizerKind { sgd, adam, adamw, none };
 
-// What a hidden layer does between its sums z and its output h, and the vectors (one element per padded column) it does it
-// with. u is what is normalised: z, or phi(z) where the norm stands after the activation. x̂ is always formed from u - mean: the
-// shorter scale * u + offset loses the digits that a large mean takes up.
+// What a hidden layer does between its sums z and its output h, and the vectors (one element per padded column) it does
+// it with. u is what is normalised: z, or phi(z) where the norm stands after the activation. x̂ is always formed from u
+// - mean: the shorter scale * u + offset loses the digits that a large mean takes up.
 template <class T> struct Between {
   Norm norm;
   bool after;
@@ -61,8 +61,8 @@ template <class T> struct Kernels {
   // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
   void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc);
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
-  void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors, T *out,
-                              bool first);
+  void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
+                              int vectors, T *out, bool first);
   // back (panels of inputs) = the transpose of forward (panels of outputs), for inputs [begin, end)
   void (*transpose)(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end);
 
@@ -75,12 +75,12 @@ template <class T> struct Kernels {
   // dz from g, for all columns
   void (*input_gradient)(const Between<T> &, Rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz);
   // In place over one panel that begins at `column`: dh -> g; and the sums over rows of g and g * x̂.
-  void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors, double *sum_g,
-                          double *sum_gx);
+  void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors,
+                          double *sum_g, double *sum_gx);
 
   // In place: outputs -> their gradient. Returns the block's share of the loss. scratch: (outputs, lanes).
-  double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index, const std::int64_t *classes,
-                 const T *values, const T *weights, T *scratch);
+  double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index,
+                 const std::int64_t *classes, const T *values, const T *weights, T *scratch);
   void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);
 };
 

@@ -1,7 +1,8 @@
 // What stands between two matrix products: norm, activation and dropout, forward and backward, on one block of rows.
 //
-// Forward stores only z; whoever needs h (the next product, the weight gradient) makes it again from z in a block that stays in cache.
-// All loops run over whole vectors of padded columns, so an element is computed alike wherever it stands.
+// Forward stores only z; whoever needs h (the next product, the weight gradient) makes it again from z in a block that
+// stays in cache. All loops run over whole vectors of padded columns, so an element is computed alike wherever it
+// stands.
 #pragma once
 
 #include "elementary.h"
@@ -18,10 +19,12 @@ enum class Kind { batch, row, none };
 constexpr int stretch = 256;
 
 // factors[i] = 1 / (1 - p) where column begin + i of this row stays, else 0.
-template <class T> inline void keep_factors(const Between<T> &b, std::int64_t row, int begin, int end, T *__restrict factors) {
+template <class T>
+inline void keep_factors(const Between<T> &b, std::int64_t row, int begin, int end, T *__restrict factors) {
   std::uint32_t words[stretch + 8];
   const int quad = begin / 4, lead = begin - quad * 4;
-  philox_row(static_cast<std::uint32_t>(quad), (lead + end - begin + 3) / 4, static_cast<std::uint32_t>(row), b.layer, b.step, b.seed, words);
+  philox_row(static_cast<std::uint32_t>(quad), (lead + end - begin + 3) / 4, static_cast<std::uint32_t>(row), b.layer,
+             b.step, b.seed, words);
   for (int i = 0; i < end - begin; ++i)
     factors[i] = words[lead + i] >= b.threshold ? b.keep_scale : T(0);
 }
@@ -72,7 +75,8 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
     rstd = T(1) / std::sqrt(sum_lanes<T>(squares) / T(b.columns) + b.eps);
   }
 
-  static void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh) {
+  static void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h,
+                        std::int64_t ldh) {
     for (int r = 0; r < rows.count; ++r, z += ldz, h += ldh) {
       T row_mean = 0, row_rstd = 1;
       if constexpr (N == Kind::row) {
@@ -109,17 +113,19 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
         off[r & 3] += d;
         squares[r & 3] = fma<T>(d, d, squares[r & 3]);
       }
-      const V rest = (off[0] + off[1]) + (off[2] + off[3]), square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+      const V rest = (off[0] + off[1]) + (off[2] + off[3]),
+              square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
       for (int i = 0; i < W; ++i) { // what rounding left of the mean is put right in double
         mean[i] = static_cast<double>(centre[i]) + static_cast<double>(rest[i]) / rows;
-        const double m = static_cast<double>(square[i]) - static_cast<double>(rest[i]) * static_cast<double>(rest[i]) / rows;
+        const double m =
+            static_cast<double>(square[i]) - static_cast<double>(rest[i]) * static_cast<double>(rest[i]) / rows;
         m2[i] = m > 0 || m != m ? m : 0;
       }
     }
   }
 
-  static void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column, int vectors, double *sum_g,
-                              double *sum_gx) {
+  static void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column,
+                              int vectors, double *sum_g, double *sum_gx) {
     if (b.threshold)
       for (int r = 0; r < rows.count; ++r) {
         T factors[stretch];
@@ -147,7 +153,8 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
         }
       }
       if constexpr (N != Kind::none) {
-        const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), product = (products[0] + products[1]) + (products[2] + products[3]);
+        const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]),
+                product = (products[0] + products[1]) + (products[2] + products[3]);
         for (int i = 0; i < W; ++i) {
           sum_g[j * W + i] = sum[i];
           sum_gx[j * W + i] = product[i];
@@ -156,7 +163,8 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
     }
   }
 
-  static void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz) {
+  static void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz,
+                             std::int64_t lddz) {
     for (int r = 0; r < rows.count; ++r, z += ld, g += ld, dz += lddz) {
       T row_mean = 0, row_rstd = 1, mean_t = 0, mean_tx = 0;
       if constexpr (N == Kind::row) {
@@ -175,7 +183,8 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
         const V sum = load(z + c);
         V d;
         if constexpr (N == Kind::batch) {
-          d = fma<T>(load(b.k2 + c), normalised_of(sum) - load(b.mean + c), fma<T>(load(b.scale + c), load(g + c), load(b.k1 + c)));
+          d = fma<T>(load(b.k2 + c), normalised_of(sum) - load(b.mean + c),
+                     fma<T>(load(b.scale + c), load(g + c), load(b.k1 + c)));
         } else if constexpr (N == Kind::row) {
           const V x = centred(b, normalised_of(sum), c, row_mean, row_rstd);
           d = (load(g + c) * load(b.gamma + c) - mean_t - x * mean_tx) * row_rstd * load(b.real + c);
@@ -225,7 +234,8 @@ template <class T, class F> inline void with_layer(const Between<T> &b, F f) {
 }
 
 // What only one norm has is built for that norm alone: each of these costs the compiler eight activations.
-template <class T> void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
+template <class T>
+void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
   const auto gather = [&](auto layer) { layer.moments(rows, z, ldz, vectors, mean, m2); };
   if (b.after)
     with_activation<T>(b, [&]<Activation A>(Constant<A>) { gather(Layer<T, A, Kind::batch, true>{}); });
@@ -239,15 +249,18 @@ template <class T> void row_statistics(const Between<T> &b, Rows rows, const T *
   else
     gather(Layer<T, Activation::identity, Kind::row, false>{});
 }
-template <class T> void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh) {
+template <class T>
+void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h,
+               std::int64_t ldh) {
   with_layer(b, [&](auto layer) { layer.normalise(b, rows, z, ldz, begin, end, h, ldh); });
 }
-template <class T> void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz) {
+template <class T>
+void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz) {
   with_layer(b, [&](auto layer) { layer.input_gradient(b, rows, z, g, ld, dz, lddz); });
 }
 template <class T>
-void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column, int vectors, double *sum_g,
-                     double *sum_gx) {
+void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column, int vectors,
+                     double *sum_g, double *sum_gx) {
   with_layer(b, [&](auto layer) { layer.output_gradient(b, rows, z, dh, ld, column, vectors, sum_g, sum_gx); });
 }
 

@@ -10,11 +10,13 @@
 namespace wholebatch::WB_SET {
 
 // Cross-entropy of as many rows as a vector has lanes, one row per lane:
-//   l = (1 - e) w_y (-log p_y) + e/C sum_c w_c (-log p_c)     with label smoothing e and class weights w, torch's definition.
-// A row of few classes fills no vector, and maxima and sums across lanes are slow; so the rows are turned on their side.
-// `turned` holds (classes, lanes). Lanes without a row repeat the first one with weight 0.
+//   l = (1 - e) w_y (-log p_y) + e/C sum_c w_c (-log p_c)     with label smoothing e and class weights w, torch's
+//   definition.
+// A row of few classes fills no vector, and maxima and sums across lanes are slow; so the rows are turned on their
+// side. `turned` holds (classes, lanes). Lanes without a row repeat the first one with weight 0.
 template <class T>
-inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *labels, const T *weights, T *turned) {
+inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *labels,
+                                 const T *weights, T *turned) {
   using V = Vec<T>;
   constexpr int W = width<T>;
   const int classes = t.outputs;
@@ -97,8 +99,8 @@ template <class T> inline double values_row(const LossTerms<T> &t, T *o, const T
 }
 
 template <class T>
-double loss(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index, const std::int64_t *classes,
-            const T *values, const T *weights, T *scratch) {
+double loss(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index,
+            const std::int64_t *classes, const T *values, const T *weights, T *scratch) {
   constexpr int W = width<T>;
   double total = 0;
   for (int r = 0; r < rows; r += W) {

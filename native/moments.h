@@ -1,15 +1,16 @@
 // Merging what blocks of rows found out about their columns: Chan's formula, in block order, in double.
 //
-// Blocks are a function of the mini-batch's size alone and are merged one after the other, so the result is the same bits whoever
-// gathered them. Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+// Blocks are a function of the mini-batch's size alone and are merged one after the other, so the result is the same
+// bits whoever gathered them. Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+// computing sample variances", 1979.
 #pragma once
 
 #include <cstdint>
 
 namespace wholebatch {
 
-// The bounds of the fixed blocks of a mini-batch of `rows`. 128 rows of a layer's input stay in the second-level cache while they
-// are multiplied; blocks of nearly equal size leave no short last one.
+// The bounds of the fixed blocks of a mini-batch of `rows`. 128 rows of a layer's input stay in the second-level cache
+// while they are multiplied; blocks of nearly equal size leave no short last one.
 struct Blocks {
   static constexpr std::int64_t most = 128;
   std::int64_t rows, count;
@@ -18,8 +19,8 @@ struct Blocks {
 };
 
 // tables[block][column]: mean and M2 of each block; into mean and m2 of all.
-inline void merge_moments(const Blocks &blocks, const double *mean_table, const double *m2_table, std::int64_t columns, double *__restrict mean,
-                          double *__restrict m2) {
+inline void merge_moments(const Blocks &blocks, const double *mean_table, const double *m2_table, std::int64_t columns,
+                          double *__restrict mean, double *__restrict m2) {
   for (std::int64_t c = 0; c < columns; ++c) {
     mean[c] = mean_table[c];
     m2[c] = m2_table[c];

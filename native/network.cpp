@@ -13,13 +13,16 @@ namespace {
 constexpr std::int64_t poll_nanoseconds = 50'000'000;
 
 std::int64_t now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::int64_t whole(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Rows an odd number of cache lines apart do not crowd the same cache sets.
-std::int64_t odd_lines(std::int64_t count, std::int64_t line) { return whole(count, line) / line % 2 ? whole(count, line) : whole(count, line) + line; }
+std::int64_t odd_lines(std::int64_t count, std::int64_t line) {
+  return whole(count, line) / line % 2 ? whole(count, line) : whole(count, line) + line;
+}
 
 } // namespace
 
@@ -32,7 +35,9 @@ template <class T> void Parameter<T>::resize(std::size_t count, OptimizerKind op
     second.resize(count);
 }
 
-template <class T> Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels) : config_(configuration), kernels_(kernels) {
+template <class T>
+Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels)
+    : config_(configuration), kernels_(kernels) {
   const auto &sizes = config_.sizes;
   const int count = static_cast<int>(sizes.size()) - 1, width = kernels_.width;
   const std::int64_t line = 64 / sizeof(T);
@@ -94,7 +99,8 @@ template <class T> std::size_t Network<T>::weight_index(const LayerState<T> &lay
 template <class T> void Network<T>::refresh() {
   for (int l = 1; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
-    kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, layer.back.get(), layer.inputs, 0, layer.inputs);
+    kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, layer.back.get(), layer.inputs, 0,
+                       layer.inputs);
   }
 }
 
@@ -131,8 +137,9 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
   loss_blocks_.resize(blocks);
 }
 
-// Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are off by 1e-3.
-// Under batch norm the mean goes away again, so a column that lies far from zero, judged by the epoch's first rows, is moved there.
+// Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are
+// off by 1e-3. Under batch norm the mean goes away again, so a column that lies far from zero, judged by the epoch's
+// first rows, is moved there.
 template <class T> void Network<T>::centre(const Epoch &epoch) {
   centred_ = false;
   const bool cancels = hidden() > 0 && config_.norm == Norm::batch && !config_.after;
@@ -155,8 +162,8 @@ template <class T> void Network<T>::centre(const Epoch &epoch) {
 }
 
 template <class T>
-void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end, bool centred,
-                        T *h) const {
+void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin,
+                        std::int64_t end, bool centred, T *h) const {
   const std::int64_t columns = config_.sizes[0], stop = std::min(end, columns);
   const auto sparse = [&](const auto *indices, const auto *indptr, std::int64_t row, T *to) {
     std::fill(to + begin, to + stop, T(0));
@@ -210,8 +217,8 @@ template <class T> Between<T> Network<T>::between(int worker, int layer) const {
   return b;
 }
 
-// By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is computed
-// alike either way, so the choice changes no bit.
+// By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is
+// computed alike either way, so the choice changes no bit.
 template <class T> typename Network<T>::Share Network<T>::share(int worker, std::int64_t blocks, int padded) const {
   const std::int64_t panels = panels_of(padded), workers = config_.threads;
   if (config_.by_neuron)
@@ -219,11 +226,13 @@ template <class T> typename Network<T>::Share Network<T>::share(int worker, std:
   return {{blocks * worker / workers, blocks * (worker + 1) / workers}, {0, panels}};
 }
 
-// The rows of a weight matrix whose gradient and update are this worker's: each element over all examples, so no partial sums.
+// The rows of a weight matrix whose gradient and update are this worker's: each element over all examples, so no
+// partial sums.
 template <class T> typename Network<T>::Range Network<T>::rows_of_depth(int worker, int depth) const {
   constexpr std::int64_t unit = 4; // whole quadruples fill register tiles
   const std::int64_t units = (depth + unit - 1) / unit, workers = config_.threads;
-  return {std::min<std::int64_t>(depth, units * worker / workers * unit), std::min<std::int64_t>(depth, units * (worker + 1) / workers * unit)};
+  return {std::min<std::int64_t>(depth, units * worker / workers * unit),
+          std::min<std::int64_t>(depth, units * (worker + 1) / workers * unit)};
 }
 
 // Worker 0 is the calling thread: it is the one that may ask Python whether there was a Ctrl-C.
@@ -265,7 +274,8 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
 }
 
 template <class T>
-void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll_python) {
+void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
+                         const std::function<void(std::int64_t, double)> &poll_python) {
   const Epoch epoch{table, nullptr, nullptr, 0, 0, nullptr, false, poll_python};
   epoch_ = &epoch;
   error_ = nullptr;
@@ -296,8 +306,9 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out, const
       for (int l = 0; l <= hidden(); ++l) {
         LayerState<T> &layer = layers_[l];
         for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
-          kernels_.multiply(count, layer.depth, work.h.get(), ldh_, layer.weight.value.get() + p * panel_width() * layer.depth,
-                            vectors_at(p, layer.padded), work.dz.get() + p * panel_width(), lddz_);
+          kernels_.multiply(count, layer.depth, work.h.get(), ldh_,
+                            layer.weight.value.get() + p * panel_width() * layer.depth, vectors_at(p, layer.padded),
+                            work.dz.get() + p * panel_width(), lddz_);
         if (l == hidden())
           break;
         Between<T> between = this->between(worker, l);

@@ -1,4 +1,5 @@
-// The feed-forward net as example-threads: one team of workers lives through a whole epoch, and a step is one parallel region.
+// The feed-forward net as example-threads: one team of workers lives through a whole epoch, and a step is one parallel
+// region.
 #pragma once
 
 #include <cstdint>
@@ -50,9 +51,9 @@ template <class T> struct Parameter {
 
 template <class T> struct LayerState {
   int inputs, outputs;
-  int depth;  // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
-  int padded; // outputs in whole vectors
-  std::int64_t stride; // of z and its gradient: padded, off the powers of two that would crowd one cache set
+  int depth;              // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
+  int padded;             // outputs in whole vectors
+  std::int64_t stride;    // of z and its gradient: padded, off the powers of two that would crowd one cache set
   bool bias, norm, shift; // shift: the norm has a beta (rms has none)
   Parameter<T> weight;    // panels of outputs: [panel][depth][panel width]
   Buffer<T> back;         // its transpose, panels of inputs: [panel][outputs][panel width]
@@ -61,22 +62,23 @@ template <class T> struct LayerState {
   Buffer<double> running_mean, running_var;
   double tracked = 0; // num_batches_tracked
   // Of the mini-batch under way:
-  Buffer<T> z;                                // (rows, stride)
-  Buffer<T> row_mean, row_rstd;               // layer and rms norm
-  Buffer<double> means, m2s, sum_gs, sum_gxs; // [block][padded]
+  Buffer<T> z;                                     // (rows, stride)
+  Buffer<T> row_mean, row_rstd;                    // layer and rms norm
+  Buffer<double> means, m2s, sum_gs, sum_gxs;      // [block][padded]
   Buffer<double> weight_squares, gradient_squares; // per row of depth
 };
 
-// What a worker holds for itself: each layer's merged statistics (every worker merges, so that one meeting is enough) and blocks.
+// What a worker holds for itself: each layer's merged statistics (every worker merges, so that one meeting is enough)
+// and blocks.
 template <class T> struct Workspace {
   struct Vectors {
     Buffer<T> mean, rstd, scale, gamma, beta, k1, k2;
     Buffer<double> merged_mean, merged_m2, sum_g, sum_gx;
   };
   std::vector<Vectors> layers;
-  Buffer<T> h, dz;                // a block of a layer's inputs, and of the gradient of its sums
-  Buffer<T> turned;               // outputs of a few rows, one row per lane, for the loss
-  Buffer<T> row_mean, row_rstd;   // of one block, for predict
+  Buffer<T> h, dz;              // a block of a layer's inputs, and of the gradient of its sums
+  Buffer<T> turned;             // outputs of a few rows, one row per lane, for the loss
+  Buffer<T> row_mean, row_rstd; // of one block, for predict
 };
 
 // The loss was not finite.
@@ -107,7 +109,8 @@ public:
     // Called a few times a second on the calling thread with (examples done, sum of loss times examples). It may throw.
     std::function<void(std::int64_t, double)> poll;
   };
-  // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then unspecified.
+  // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then
+  // unspecified.
   double run(const Epoch &epoch);
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
 
@@ -158,7 +161,8 @@ private:
   // network.cpp: the rest
   void prepare(std::int64_t most_rows);
   void centre(const Epoch &epoch);
-  void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end, bool centred, T *h) const;
+  void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end,
+              bool centred, T *h) const;
   Between<T> between(int worker, int layer) const;
   Share share(int worker, std::int64_t blocks, int padded) const;
   Range rows_of_depth(int worker, int depth) const;
@@ -184,7 +188,8 @@ private:
   Buffer<T> class_weights_;
   Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
   bool centred_ = false;
-  // dL/dy of the layer under way, of the one below it (being written), and of the one above (its weight gradient still reads it)
+  // dL/dy of the layer under way, of the one below it (being written), and of the one above (its weight gradient still
+  // reads it)
   Buffer<T> g_[3];
   std::int64_t ldh_ = 0, lddz_ = 0;
   Buffer<double> loss_blocks_;

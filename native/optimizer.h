@@ -7,7 +7,9 @@
 
 namespace wholebatch::WB_SET {
 
-template <class T> void update(const UpdateTerms<T> &t, std::int64_t count, T *__restrict w, const T *__restrict g, T *__restrict first, T *__restrict second) {
+template <class T>
+void update(const UpdateTerms<T> &t, std::int64_t count, T *__restrict w, const T *__restrict g, T *__restrict first,
+            T *__restrict second) {
   if (t.kind == OptimizerKind::sgd) {
     if (t.momentum == 0) {
       for (std::int64_t i = 0; i < count; ++i)
@@ -23,7 +25,8 @@ template <class T> void update(const UpdateTerms<T> &t, std::int64_t count, T *_
     return;
   }
   const bool decoupled = t.kind == OptimizerKind::adamw;
-  const T decay = decoupled ? T(0) : t.weight_decay, shrink = decoupled ? T(1) - t.learning_rate * t.weight_decay : T(1);
+  const T decay = decoupled ? T(0) : t.weight_decay,
+          shrink = decoupled ? T(1) - t.learning_rate * t.weight_decay : T(1);
   for (std::int64_t i = 0; i < count; ++i) {
     const T d = g[i] + decay * w[i];
     first[i] += (d - first[i]) * (T(1) - t.beta1);

@@ -1,4 +1,5 @@
-// Philox4x32-10 for dropout: the word of an element is a function of where it stands (see feedforward/dropout.py, its twin).
+// Philox4x32-10 for dropout: the word of an element is a function of where it stands (see feedforward/dropout.py, its
+// twin).
 //
 // Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
@@ -10,8 +11,8 @@
 namespace wholebatch::WB_SET {
 
 // Random words of columns [4 * quad, 4 * (quad + count)) of a row into words[4 * count].
-inline void philox_row(std::uint32_t quad, int count, std::uint32_t row, std::uint32_t layer, std::uint32_t step, std::uint64_t seed,
-                       std::uint32_t *__restrict words) {
+inline void philox_row(std::uint32_t quad, int count, std::uint32_t row, std::uint32_t layer, std::uint32_t step,
+                       std::uint64_t seed, std::uint32_t *__restrict words) {
   for (int i = 0; i < count; ++i) {
     std::uint32_t c0 = quad + static_cast<std::uint32_t>(i), c1 = row, c2 = layer, c3 = step;
     std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);

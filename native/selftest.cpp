@@ -1,5 +1,6 @@
-// The engine without Python, for the sanitizers: trains small nets of every kind with several teams, and checks that the parameters
-// are the same bits for every number of threads and split. Prints the number of nets compared; exits with 1 on a difference.
+// The engine without Python, for the sanitizers: trains small nets of every kind with several teams, and checks that
+// the parameters are the same bits for every number of threads and split. Prints the number of nets compared; exits
+// with 1 on a difference.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -74,8 +75,8 @@ template <class T> std::vector<T> train(Configuration configuration, const Probl
   const std::int64_t steps = static_cast<std::int64_t>(problem.offsets.size()) - 1;
   std::vector<T> found;
   for (int epoch = 0; epoch < 2; ++epoch)
-    found.push_back(static_cast<T>(
-        net.run({table, problem.order.data(), problem.offsets.data(), steps, epoch * steps, problem.rates.data(), true, poll})));
+    found.push_back(static_cast<T>(net.run({table, problem.order.data(), problem.offsets.data(), steps, epoch * steps,
+                                            problem.rates.data(), true, poll})));
   for (auto &layer : net.layers()) {
     found.insert(found.end(), layer.weight.value.get(), layer.weight.value.get() + layer.weight.value.size());
     for (int o = 0; layer.norm && o < layer.outputs; ++o) {
@@ -96,7 +97,8 @@ template <class T> bool same_bits(const char *set) {
     for (bool after : {false, true})
       for (int variant = 0; variant < 4; ++variant) {
         const LossKind losses[] = {LossKind::cross_entropy, LossKind::mse, LossKind::huber, LossKind::bce};
-        const OptimizerKind optimizers[] = {OptimizerKind::sgd, OptimizerKind::adam, OptimizerKind::adamw, OptimizerKind::sgd};
+        const OptimizerKind optimizers[] = {OptimizerKind::sgd, OptimizerKind::adam, OptimizerKind::adamw,
+                                            OptimizerKind::sgd};
         Configuration c{};
         c.sizes = sizes;
         c.norm = norm;
@@ -124,11 +126,13 @@ template <class T> bool same_bits(const char *set) {
           for (bool by_neuron : {false, true}) {
             c.threads = threads;
             c.by_neuron = by_neuron;
-            const std::vector<T> other = train(c, problem, by_neuron && c.hidden_bias); // CSR where dense rows are not centred
+            const std::vector<T> other =
+                train(c, problem, by_neuron && c.hidden_bias); // CSR where dense rows are not centred
             ++compared;
-            if (first.size() != other.size() || std::memcmp(first.data(), other.data(), first.size() * sizeof(T)) != 0) {
-              std::printf("%s: norm %d, after %d, variant %d: %d threads, by neuron %d: other bits\n", set, static_cast<int>(norm), after, variant,
-                          threads, by_neuron);
+            if (first.size() != other.size() ||
+                std::memcmp(first.data(), other.data(), first.size() * sizeof(T)) != 0) {
+              std::printf("%s: norm %d, after %d, variant %d: %d threads, by neuron %d: other bits\n", set,
+                          static_cast<int>(norm), after, variant, threads, by_neuron);
               return false;
             }
           }

@@ -1,5 +1,5 @@
-// One vector of T, as wide as this build's registers. The kernels are compiled once per instruction set; all of a set's code
-// lives in a namespace of its own, so that the linker never mixes code for one processor into another's.
+// One vector of T, as wide as this build's registers. The kernels are compiled once per instruction set; all of a set's
+// code lives in a namespace of its own, so that the linker never mixes code for one processor into another's.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ template <class T> inline Vec<T> load(const T *p) { return *reinterpret_cast<con
 template <class T> inline void store(T *p, Vec<T> v) { *reinterpret_cast<typename VecOf<T>::unaligned *>(p) = v; }
 template <class T> inline Vec<T> all(T value) { return value - Vec<T>{}; }
 
-// a * b + c in one rounding where the set has it. Everything else is compiled without contraction, so that a result never
-// depends on what the compiler happened to fuse.
+// a * b + c in one rounding where the set has it. Everything else is compiled without contraction, so that a result
+// never depends on what the compiler happened to fuse.
 template <class T> inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #if WB_BYTES == 64
   if constexpr (sizeof(T) == 4)

@@ -7,9 +7,9 @@
 //                g0 = dZ1 W1^T, sums;          then dW2        |
 //   4  rest                                    dW1, dW0        |
 //
-// Only Z and g are stored. h(Z) and dZ are made again, block by block, where they are used: that is cheaper than a sweep through memory.
-// The gradient of a weight matrix lags one meeting behind, because its update must not overtake a worker that still multiplies
-// by the old weights; and so its work also fills the time in which others are waited for.
+// Only Z and g are stored. h(Z) and dZ are made again, block by block, where they are used: that is cheaper than a
+// sweep through memory. The gradient of a weight matrix lags one meeting behind, because its update must not overtake a
+// worker that still multiplies by the old weights; and so its work also fills the time in which others are waited for.
 #include <cmath>
 
 #include "network.h"
@@ -102,7 +102,9 @@ template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
     return false;
   finish_moments(step, layer);
   if (row_norm() && config_.by_neuron) { // whole rows are there only now, and everyone needs all of them
-    row_statistics(step, layer, {step.blocks.count * step.worker / config_.threads, step.blocks.count * (step.worker + 1) / config_.threads});
+    row_statistics(
+        step, layer,
+        {step.blocks.count * step.worker / config_.threads, step.blocks.count * (step.worker + 1) / config_.threads});
     return !team_->meet();
   }
   return true;
@@ -117,8 +119,10 @@ template <class T> void Network<T>::row_statistics(const Step &step, int layer, 
   }
 }
 
-// A block of a layer's inputs into the worker's h: gathered from the table, or made again from the sums of the layer below.
-template <class T> void Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end) {
+// A block of a layer's inputs into the worker's h: gathered from the table, or made again from the sums of the layer
+// below.
+template <class T>
+void Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end) {
   Workspace<T> &work = work_[step.worker];
   const Rows rows = rows_of(step.blocks, block);
   const LayerState<T> &state = layers_[layer];
@@ -130,8 +134,10 @@ template <class T> void Network<T>::inputs(const Step &step, int layer, std::int
   const int width = kernels_.width;
   Between<T> between = this->between(step.worker, layer - 1);
   between.step = static_cast<std::uint32_t>(epoch_->first_step + step.index);
-  const int from = static_cast<int>(begin) / width * width, until = std::min((static_cast<int>(end) + width - 1) / width * width, below.padded);
-  kernels_.normalise(between, rows, below.z.get() + rows.first * below.stride, below.stride, from, until, work.h.get(), ldh_);
+  const int from = static_cast<int>(begin) / width * width,
+            until = std::min((static_cast<int>(end) + width - 1) / width * width, below.padded);
+  kernels_.normalise(between, rows, below.z.get() + rows.first * below.stride, below.stride, from, until, work.h.get(),
+                     ldh_);
   if (state.bias && end > state.inputs)
     for (int r = 0; r < rows.count; ++r)
       work.h[r * ldh_ + state.inputs] = T(1);
@@ -153,8 +159,8 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
       T *z = state.z.get() + rows.first * state.stride + column;
-      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_, state.weight.value.get() + column * state.depth, vectors, z,
-                        state.stride);
+      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_,
+                        state.weight.value.get() + column * state.depth, vectors, z, state.stride);
       if (config_.norm == Norm::batch) // while the panel is hot
         kernels_.moments(between, rows.count, z, state.stride, vectors, state.means.get() + b * state.padded + column,
                          state.m2s.get() + b * state.padded + column);
@@ -175,15 +181,17 @@ template <class T> void Network<T>::output(const Step &step) {
     const Rows rows = rows_of(step.blocks, b);
     T *out = gradients_of(last) + rows.first * state.stride;
     for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
-      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_, state.weight.value.get() + p * panel_width() * state.depth,
-                        vectors_at(p, state.padded), out + p * panel_width(), state.stride);
-    loss_blocks_[b] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes, table.values, table.weights,
-                                     work_[step.worker].turned.get());
+      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_,
+                        state.weight.value.get() + p * panel_width() * state.depth, vectors_at(p, state.padded),
+                        out + p * panel_width(), state.stride);
+    loss_blocks_[b] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
+                                    table.values, table.weights, work_[step.worker].turned.get());
   }
 }
 
 // dL/dZ of a block: made from g in the worker's dz, or g itself where nothing stands behind the sums.
-template <class T> const T *Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t block, std::int64_t &ld) {
+template <class T>
+const T *Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t block, std::int64_t &ld) {
   const LayerState<T> &state = layers_[layer];
   const Rows rows = rows_of(step.blocks, block);
   const T *g = gradients_of(layer) + rows.first * state.stride;
@@ -192,7 +200,8 @@ template <class T> const T *Network<T>::gradient_of_sums(const Step &step, int l
     return g;
   ld = lddz_;
   T *dz = work_[step.worker].dz.get();
-  kernels_.input_gradient(between(step.worker, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, dz, lddz_);
+  kernels_.input_gradient(between(step.worker, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride,
+                          dz, lddz_);
   return dz;
 }
 
@@ -213,10 +222,12 @@ template <class T> void Network<T>::backward(const Step &step, int layer) {
       const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
       const int vectors = vectors_at(p, below.padded);
       T *g = gradients_of(layer - 1) + at;
-      kernels_.multiply(rows.count, state.outputs, dz, ld, state.back.get() + column * state.outputs, vectors, g, below.stride);
+      kernels_.multiply(rows.count, state.outputs, dz, ld, state.back.get() + column * state.outputs, vectors, g,
+                        below.stride);
       double *sum_g = below.norm ? below.sum_gs.get() + b * below.padded + column : nullptr;
       double *sum_gx = below.norm ? below.sum_gxs.get() + b * below.padded + column : nullptr;
-      kernels_.output_gradient(between, rows, below.z.get() + at, g, below.stride, static_cast<int>(column), vectors, sum_g, sum_gx);
+      kernels_.output_gradient(between, rows, below.z.get() + at, g, below.stride, static_cast<int>(column), vectors,
+                               sum_g, sum_gx);
     }
   }
 }
@@ -252,7 +263,8 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
     double whole_mean = mean[c];
     if (layer == 0 && centred_) // the mean of the sums as they would have been
       for (int k = 0; k < state.inputs; ++k)
-        whole_mean += static_cast<double>(state.weight.value[weight_index(state, k, c)]) * static_cast<double>(centre_[k]);
+        whole_mean +=
+            static_cast<double>(state.weight.value[weight_index(state, k, c)]) * static_cast<double>(centre_[k]);
     state.running_mean[c] += factor * (whole_mean - state.running_mean[c]);
     state.running_var[c] += factor * (m2[c] * unbiased - state.running_var[c]);
   }
@@ -274,7 +286,8 @@ template <class T> void Network<T>::finish_sums(const Step &step, int layer) {
     }
 }
 
-// Worker 0 adds up the loss; where it is not finite it looks for the first layer with such a value, and everyone leaves at the next meeting.
+// Worker 0 adds up the loss; where it is not finite it looks for the first layer with such a value, and everyone leaves
+// at the next meeting.
 template <class T> void Network<T>::finish_loss(const Step &step) {
   if (step.worker != 0)
     return;

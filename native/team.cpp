@@ -6,8 +6,8 @@ namespace wholebatch {
 
 namespace {
 
-// Measured elsewhere on busy cores: 2,000 spins before yielding cost 60 microseconds a meeting, about 64 cost 2 to 12. A meeting
-// on free cores is over within some hundred spins, so the first stretch covers it.
+// Measured elsewhere on busy cores: 2,000 spins before yielding cost 60 microseconds a meeting, about 64 cost 2 to 12.
+// A meeting on free cores is over within some hundred spins, so the first stretch covers it.
 constexpr int spins = 256;
 constexpr int yields = 2000;
 

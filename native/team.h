@@ -1,7 +1,8 @@
 // A team of threads that stays alive between steps, and the barrier at which they meet.
 //
-// A step of a small net takes 10 microseconds, less than waking a parked thread does. So whoever waits spins first (the others are
-// usually nanoseconds away), then yields (a busy neighbour may hold the core that they need), and parks only after that.
+// A step of a small net takes 10 microseconds, less than waking a parked thread does. So whoever waits spins first (the
+// others are usually nanoseconds away), then yields (a busy neighbour may hold the core that they need), and parks only
+// after that.
 #pragma once
 
 #include <atomic>
@@ -27,8 +28,8 @@ public:
   // Runs job(worker) on every worker, worker 0 on the calling thread, and returns when all are done.
   void run(const std::function<void(int)> &job);
 
-  // The barrier. Every worker of a running job calls it equally often. Returns whether a stop was asked for: the last to
-  // arrive reads the wish and publishes it with the release, so all workers get the same answer at the same meeting.
+  // The barrier. Every worker of a running job calls it equally often. Returns whether a stop was asked for: the last
+  // to arrive reads the wish and publishes it with the release, so all workers get the same answer at the same meeting.
   bool meet();
 
   // Asks every worker to leave at the next meeting.

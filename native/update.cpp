@@ -9,7 +9,8 @@ namespace {
 
 // Squares of each row of a matrix in panels, rows [begin, end): one sum per row in a fixed order, whoever asks.
 template <class T>
-void square_rows(const T *panels, int depth, int padded, int wide, std::int64_t begin, std::int64_t end, double *squares) {
+void square_rows(const T *panels, int depth, int padded, int wide, std::int64_t begin, std::int64_t end,
+                 double *squares) {
   for (std::int64_t k = begin; k < end; ++k)
     squares[k] = 0;
   for (int column = 0; column < padded; column += wide) {
@@ -26,7 +27,8 @@ void square_rows(const T *panels, int depth, int padded, int wide, std::int64_t 
 
 } // namespace
 
-// dW = H^T dZ for this worker's rows of W, over all examples in order: no partial sums to merge, and the update can follow at once.
+// dW = H^T dZ for this worker's rows of W, over all examples in order: no partial sums to merge, and the update can
+// follow at once.
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const Range depth = rows_of_depth(step.worker, state.depth);
@@ -41,7 +43,8 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
       for (std::int64_t p = 0; p < panels_of(state.padded); ++p) {
         const int vectors = vectors_at(p, state.padded);
         T *out = state.weight.gradient.get() + p * panel_width() * state.depth + depth.begin * vectors * kernels_.width;
-        kernels_.multiply_transposed(rows, count, work_[step.worker].h.get() + depth.begin, ldh_, dz + p * panel_width(), ld, vectors, out, b == 0);
+        kernels_.multiply_transposed(rows, count, work_[step.worker].h.get() + depth.begin, ldh_,
+                                     dz + p * panel_width(), ld, vectors, out, b == 0);
       }
     }
   }
@@ -61,7 +64,8 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
       for (std::int64_t i = at + depth.begin * count; i < at + end * count; ++i)
         state.weight.gradient[i] += share * state.weight.value[i];
     }
-    square_rows(state.weight.value.get(), state.depth, state.padded, wide, depth.begin, end, state.weight_squares.get());
+    square_rows(state.weight.value.get(), state.depth, state.padded, wide, depth.begin, end,
+                state.weight_squares.get());
   }
   if (state.norm && step.worker == 0) {
     const auto &v = work_[0].layers[layer];
@@ -73,7 +77,8 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
   if (!step.updates)
     return;
   if (config_.max_grad_norm > 0)
-    square_rows(state.weight.gradient.get(), state.depth, state.padded, wide, depth.begin, depth.end, state.gradient_squares.get());
+    square_rows(state.weight.gradient.get(), state.depth, state.padded, wide, depth.begin, depth.end,
+                state.gradient_squares.get());
   else
     update_layer(step, layer, depth);
 }
@@ -81,8 +86,8 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
 template <class T> void Network<T>::update_layer(const Step &step, int layer, Range depth) {
   LayerState<T> &state = layers_[layer];
   const auto update = [&](Parameter<T> &p, std::int64_t at, std::int64_t count) {
-    kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at, p.first.get() ? p.first.get() + at : nullptr,
-                    p.second.get() ? p.second.get() + at : nullptr);
+    kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at,
+                    p.first.get() ? p.first.get() + at : nullptr, p.second.get() ? p.second.get() + at : nullptr);
   };
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p) {
     const std::int64_t wide = vectors_at(p, state.padded) * kernels_.width, at = p * panel_width() * state.depth;
@@ -98,7 +103,8 @@ template <class T> void Network<T>::update_layer(const Step &step, int layer, Ra
       update(state.beta, 0, state.outputs);
   }
   if (layer > 0)
-    kernels_.transpose(state.weight.value.get(), state.depth, state.outputs, state.back.get(), state.inputs, static_cast<int>(depth.begin),
+    kernels_.transpose(state.weight.value.get(), state.depth, state.outputs, state.back.get(), state.inputs,
+                       static_cast<int>(depth.begin),
                        static_cast<int>(std::min<std::int64_t>(depth.end, state.inputs)));
 }
 
@@ -138,7 +144,8 @@ template <class T> void Network<T>::add_penalty(const Step &step) {
   for (const LayerState<T> &state : layers_)
     for (int k = 0; k < state.inputs; ++k)
       squares += state.weight_squares[k];
-  const double penalty = 0.5 * step.penalty * squares * static_cast<double>(step.rows); // totals count each example once
+  const double penalty =
+      0.5 * step.penalty * squares * static_cast<double>(step.rows); // totals count each example once
   total_loss_ += penalty;
   total_penalty_ += penalty;
 }

@@ -1,13 +1,14 @@
 """The native engine: example-threads in C++ (``native/``), behind the same face as the reference.
 
-The net's parameters stay ordinary torch tensors. At the start of an epoch they are copied into the engine's own layout (weights in panels
-that the matrix products read in order), and back at its end.
+The net's parameters stay ordinary torch tensors. At the start of an epoch they are copied into the engine's own layout
+(weights in panels that the matrix products read in order), and back at its end.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from wholebatch.feedforward.module import FeedForward, Layer
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
 from wholebatch.kernels import native_module
 
-# A thread has to have this many multiply-adds of a step to itself before it is worth meeting: a meeting costs about a microsecond,
-# and 64 x 20-20-20-20-10 (0.2 M) is slower on two threads than on one, 64 x 784-100-100-100-10 (12 M) faster.
+# A thread has to have this many multiply-adds of a step to itself before it is worth meeting: a meeting costs about a
+# microsecond, and 64 x 20-20-20-20-10 (0.3 M) is slower on two threads than on one, 64 x 784-100-100-100-10 (19 M) faster.
 WORK_PER_THREAD = 2_000_000
-# Below this many rows a thread's blocks of 128 rows are too few to share; its columns of the weights are shared instead.
+# Below so many rows for each thread there are too few blocks to share; the columns of the weights are shared instead.
 BLOCK_ROWS = 128
 
 
@@ -36,7 +37,7 @@ def usable_cores() -> int:
 def choose_threads(architecture: Architecture, rows: int) -> int:
     """Threads for mini-batches of ``rows``: as many as there are cores, but none with too little to do."""
     sizes = architecture.sizes
-    work = 3 * rows * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    work = 3 * rows * sum(a * b for a, b in pairwise(sizes))
     return max(1, min(usable_cores(), work // WORK_PER_THREAD))
 
 
@@ -113,14 +114,16 @@ class NativeEngine:
         return self.model.parts()[0].linear.weight.dtype
 
     def _network(self, rows: int) -> Any:
-        """The compiled net for mini-batches of this size; made once per number of threads and split."""
+        """The compiled net for so many rows: one for mini-batches and one for large predictions stay at hand."""
         a = self.model.architecture
         threads = self.n_threads or choose_threads(a, rows)
         by_neuron = (choose_split(rows, threads) if self.split == "auto" else self.split) == "neuron"
         key = (threads, by_neuron)
         if key not in self._networks:
             kind = "NetworkFloat64" if self._dtype() == torch.float64 else "NetworkFloat32"
-            self._networks = {key: getattr(native_module(), kind)(self._configuration(threads, by_neuron))}
+            while len(self._networks) > 1:
+                del self._networks[next(iter(self._networks))]
+            self._networks[key] = getattr(native_module(), kind)(self._configuration(threads, by_neuron))
         return self._networks[key]
 
     def _configuration(self, threads: int, by_neuron: bool) -> dict[str, Any]:
@@ -227,7 +230,6 @@ def _inputs(x: Any) -> tuple[Any, ...]:
     """``x`` as the compiled net takes it: dense, or the arrays of a CSR matrix by the width of their indices."""
     if not scipy.sparse.issparse(x):
         return (x, None, None, None, None, None)
-    x.sort_indices()
     narrow = x.indices.dtype == np.int32 and x.indptr.dtype == np.int32
     both = (x.indices, x.indptr) if narrow else (x.indices.astype(np.int64), x.indptr.astype(np.int64))
     return (None, x.data, *both, None, None) if narrow else (None, x.data, None, None, *both)

@@ -1,0 +1,91 @@
+"""Every build of the native kernels gives the reference's numbers, and the sanitizers find nothing in the engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wholebatch import kernels
+
+ROOT = Path(__file__).parent.parent
+SETS = ("avx512", "avx2", "portable")
+
+# A training run on both engines in float32 and float64; prints the largest differences in units of the dtype's epsilon.
+PROGRAM = """
+import copy, sys
+import numpy as np, torch
+from wholebatch import FeedForward, Optimizer, Training, kernels
+
+assert kernels.instruction_set() == sys.argv[1], kernels.instruction_set()
+random = np.random.default_rng(0)
+x, y = random.normal(size=(301, 37)), random.integers(0, 5, 301)
+for dtype in (torch.float64, torch.float32):
+    for norm in ("batch", "layer"):
+        torch.manual_seed(0)
+        net = FeedForward(37, (50, 19), 5, norm=norm, activation="gelu", dropout=0.1, dtype=dtype)
+        nets = [net, copy.deepcopy(net)]
+        for each, engine in zip(nets, ("native", "reference"), strict=True):
+            each.fit(x, y, optimizer=Optimizer("sgd", 0.1), training=Training(2, 100), engine=engine)
+        pairs = zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True)
+        worst = max(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in pairs)
+        print(worst / torch.finfo(dtype).eps)
+"""
+
+native_only = pytest.mark.skipif(not kernels.native_available(), reason="the compiled part is missing here")
+
+
+def run_program(program: str, *arguments: str, instruction_set: str) -> subprocess.CompletedProcess[str]:
+    """The program in a fresh interpreter, because the set is chosen once per net and the variable is the process's."""
+    environment = {**os.environ, "WHOLEBATCH_INSTRUCTION_SET": instruction_set}
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@native_only
+@pytest.mark.parametrize("name", SETS)
+def test_every_build_agrees_with_the_reference(name: str) -> None:
+    result = run_program(PROGRAM, name, instruction_set=name)
+    if "this processor has" in result.stderr:
+        pytest.skip(f"this processor has no {name}")
+    assert result.returncode == 0, result.stderr
+    # 8 updates, each a sum over 100 rows of products of two sums over up to 50 inputs: roundings add like sqrt(100 * 50)
+    # per update; gelu's erf is good to 1.5e-7, about one epsilon of float32.
+    bound = 8 * (100 * 50) ** 0.5
+    worst = [float(line) for line in result.stdout.split()]
+    assert len(worst) == 4
+    assert max(worst) < bound
+
+
+@native_only
+def test_an_unknown_instruction_set_lists_the_known_ones() -> None:
+    program = (
+        "from wholebatch import kernels\n"
+        "try:\n    kernels.instruction_set()\nexcept ValueError as error:\n    print(error)"
+    )
+    result = run_program(program, instruction_set="sse9")
+    assert result.returncode == 0, result.stderr
+    for part in ("'sse9'", "known are avx512, avx2 and portable", "this processor has:", "portable"):
+        assert part in result.stdout
+
+
+@pytest.mark.timeout(900)  # compiling the engine with a sanitizer takes a minute or two on a busy machine
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_the_sanitizers_find_nothing(sanitizers: str) -> None:
+    if shutil.which("cmake") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("building the self-test needs cmake and a C++ compiler")
+    build = ROOT / "build" / f"selftest-{sanitizers.replace(',', '-')}"  # kept, so that a second run compiles nothing
+    options = [f"-DWHOLEBATCH_SANITIZE={sanitizers}", "-DWHOLEBATCH_WERROR=ON"]
+    for command in (["cmake", "-S", str(ROOT), "-B", str(build), *options], ["cmake", "--build", str(build)]):
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+    environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    result = subprocess.run([str(build / "selftest")], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("128 nets of the same bits") == 2  # float32 and float64
+    assert "ERROR" not in result.stderr
+    assert "runtime error" not in result.stderr

@@ -1,7 +1,7 @@
 """Preprocessing against formulas written out here in float64, and every table it must refuse."""
 
 import math
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -104,16 +104,16 @@ def test_categories_have_an_output_each_and_missing_is_one() -> None:
 
 
 def test_the_rarest_of_many_categories_share_an_output() -> None:
-    names = [f"v{k:03}" for k in range(100)]
-    texts = [name for k, name in enumerate(names) for _ in range(2 + k)]  # v099 is the most frequent
+    names = [*(f"v{k:03}" for k in range(98)), "0", "1"]  # the last two: what a stand-in might be called
+    texts = [name for k, name in enumerate(names) for _ in range(2 + k)]  # the last is the most frequent
     frame = pl.DataFrame({"c": texts})
     fitted = Preprocessing.fit(frame)
-    frequent = names[-(MAX_CATEGORIES - 1) :]
+    frequent = sorted(names[-(MAX_CATEGORIES - 1) :])
     assert fitted.feature_names == [*(f"c={name}" for name in frequent), "c: any other"]
     index = {name: k for k, name in enumerate(frequent)}
     expected = np.array([index.get(t, MAX_CATEGORIES - 1) for t in texts])[:, None] == np.arange(MAX_CATEGORIES)
     np.testing.assert_array_equal(fitted.transform(frame), expected.astype(np.float32))
-    never_seen = fitted.transform(pl.DataFrame({"c": ["v100", None, "1", "0"]}))
+    never_seen = fitted.transform(pl.DataFrame({"c": ["v100", None, "2", "v000"]}))
     np.testing.assert_array_equal(never_seen, np.tile(np.eye(MAX_CATEGORIES)[-1], (4, 1)))
 
 
@@ -178,9 +178,8 @@ def test_the_same_moment_in_any_type_and_zone_gives_the_same_numbers() -> None:
     naive = pl.DataFrame({"t": MOMENTS})
     fitted = Preprocessing.fit(naive)
     expected = fitted.transform(naive)
-    east = timezone(timedelta(hours=2))
-    zoned = pl.DataFrame({"t": [m.replace(tzinfo=UTC).astimezone(east) for m in MOMENTS]})
-    assert zoned.schema["t"] != naive.schema["t"]
+    zoned = naive.select(pl.col("t").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Kolkata"))
+    assert zoned["t"][0].hour == (MOMENTS[0] + timedelta(hours=5, minutes=30)).hour
     as_text = pl.DataFrame({"t": [f" {m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS]})
     nanoseconds = naive.cast(pl.Datetime("ns"))
     for frame in (zoned, as_text, nanoseconds):
@@ -265,6 +264,7 @@ def test_a_column_that_counts_the_rows_is_mentioned() -> None:
     assert Preprocessing.fit(frame).notes == [
         "column 'id' counts the rows from 100 to 139; if it is an identifier, leave it out (--ignore 'id')"
     ]
+    assert Preprocessing.fit(frame.with_columns(pl.col("id").replace(101, 102))).notes == []
 
 
 def test_a_stray_word_among_numbers_is_mentioned() -> None:

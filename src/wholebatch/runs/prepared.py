@@ -11,7 +11,7 @@ import polars as pl
 
 from wholebatch.feedforward.data import split_rows
 from wholebatch.runs.settings import Settings
-from wholebatch.tables import Preprocessing, TableError, Target, weights
+from wholebatch.tables import Preprocessing, TableError, Target, drop_missing, weights
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def prepare(frame: pl.DataFrame, settings: Settings) -> Prepared:
     """
     columns = list(settings.target)
     if settings.drop_missing_target:
-        frame = _drop_missing(frame, columns)
+        frame = drop_missing(frame, columns)
     target = Target.infer(frame, columns, settings.task)
     settings.make_loss(target.task, None)
     y = target.encode(frame)
@@ -115,13 +115,6 @@ def _split(rows: int, classes: np.ndarray | None, settings: Settings) -> tuple[n
         inner, outer = split_rows(len(kept), fraction, settings.seed, None if classes is None else classes[kept])
         kept, held[name] = kept[inner], kept[outer]
     return kept, held["validation"], held["test"]
-
-
-def _drop_missing(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """The rows that have a value in every target column."""
-    known = [name for name in columns if name in frame.columns]
-    floats = [name for name in known if frame[name].dtype.is_float()]
-    return frame.with_columns(pl.col(floats).fill_nan(None)).drop_nulls(known)
 
 
 def _digest(names: Iterable[str], parts: list[Part | None]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO
@@ -99,7 +100,7 @@ def _header(path: Path, separator: str | None) -> tuple[list[str], str]:
     names, separator = best
     if not names:
         raise TableError(f"{str(path)!r} is empty: it has no header and no rows")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise TableError(f"{str(path)!r} has {columns_word(twice)} more than once; give each column a name of its own")
     return names, separator
@@ -112,9 +113,8 @@ def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFram
     except UNREADABLE as error:
         _check_lines(path, separator, len(names))
         raise TableError(f"{str(path)!r} is broken: {_reason(error)}; is a quotation mark left open?") from error
-    if (
-        frame.height and frame[:, -1].null_count()
-    ):  # polars fills a short line up with nulls, which reach the last column
+    # polars fills a short line up with nulls, which reach the last column.
+    if frame.height and frame[:, -1].null_count():
         _check_lines(path, separator, len(names))
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines

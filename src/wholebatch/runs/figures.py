@@ -45,8 +45,8 @@ class Picture:
 
 
 def plain(text: str) -> str:
-    """``text`` so that plotly.js shows it as it is: no tags, no line breaks."""
-    return html.escape(" ".join(text.split()), quote=False)
+    """``text`` so that plotly.js shows it as it is: no tags, no entities, no formula between dollar signs."""
+    return html.escape(" ".join(text.split()), quote=False).replace("$", "&#36;")
 
 
 def short(text: str, most: int = MOST_TICK) -> str:

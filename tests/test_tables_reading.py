@@ -101,6 +101,15 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     assert found.to_dict(as_series=False) == {"a": [1, 3], "b": [2, None]}
 
 
+def test_lines_that_end_in_a_carriage_return(tmp_path: Path) -> None:
+    assert read_table(write(tmp_path / "t.csv", "a,b\r1,2\r3,4\r")).rows() == [(1, 2), (3, 4)]
+
+
+def test_a_very_long_text_beside_an_empty_cell(tmp_path: Path) -> None:
+    long = "x" * 200_000  # beyond what Python's csv module takes
+    assert read_table(write(tmp_path / "t.csv", f"a,b\n{long},1\ny,\n")).rows() == [(long, 1), ("y", None)]
+
+
 def test_decimal_commas_between_semicolons(tmp_path: Path) -> None:
     found = read_table(write(tmp_path / "t.csv", "a;b;c\n1,5;2;x,y\n-3,25;1,0;z\n"))
     assert found.to_dict(as_series=False) == {"a": [1.5, -3.25], "b": [2.0, 1.0], "c": ["x,y", "z"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -108,14 +109,19 @@ def _header(path: Path, separator: str | None) -> tuple[list[str], str]:
 
 def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFrame:
     names, separator = _header(path, separator)
+    with _open(path) as file:
+        start = file.read(2**16)
+    line_end = "\r" if "\r" in start and "\n" not in start else "\n"  # as old Macs wrote, and some instruments
     try:
-        frame = pl.read_csv(path, separator=separator, infer_schema=False, glob=False)
+        frame = pl.read_csv(path, separator=separator, eol_char=line_end, infer_schema=False, glob=False)
     except UNREADABLE as error:
         _check_lines(path, separator, len(names))
         raise TableError(f"{str(path)!r} is broken: {_reason(error)}; is a quotation mark left open?") from error
     # polars fills a short line up with nulls, which reach the last column.
     if frame.height and frame[:, -1].null_count():
         _check_lines(path, separator, len(names))
+    if frame.width != len(names):
+        raise TableError(f"{str(path)!r} is broken: {frame.width} columns where the header names {len(names)}")
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     typed = (as_text(cells) if cells.name in text else _find_type(cells, separator == ";") for cells in frame)
@@ -124,7 +130,10 @@ def _read_text(path: Path, separator: str | None, text: set[str]) -> pl.DataFram
 
 def _check_lines(path: Path, separator: str, width: int) -> None:
     """Raise where a line has more or fewer fields than the header."""
-    with _open(path) as file:
+    with (
+        _open(path) as file,
+        contextlib.suppress(csv.Error),
+    ):  # a field beyond 128 KiB: polars reads those, csv does not
         reader = csv.reader(file, delimiter=separator)
         rows = (row for row in reader if row)
         next(rows, None)

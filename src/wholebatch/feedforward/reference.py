@@ -138,7 +138,7 @@ class ReferenceEngine:
             penalty = 0.5 * self.loss.alpha * squares / count
         loss = loss_value(self.loss, out, y, weight) + penalty
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteLossError(in_epoch_step, self._first_layer_not_finite(x), len(self.model.parts()))
+            raise NonFiniteLossError(in_epoch_step, self.first_layer_not_finite(batch), len(self.model.parts()))
         return loss, penalty
 
     def _forward(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -167,8 +167,9 @@ class ReferenceEngine:
             yield layer, x
 
     @torch.no_grad()
-    def _first_layer_not_finite(self, x: Tensor) -> int:
+    def first_layer_not_finite(self, batch: Data) -> int:
         """Where a value that is not finite first appears; the output layer where only the loss itself overflows."""
+        x = _as_dense(batch.x)
         if not bool(torch.isfinite(x).all()):
             return 0
         with _mode(self.model, training=True):

@@ -54,6 +54,8 @@ class Training:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed is {self.seed}; it must be below 2**64, the key of the dropout masks")
         if self.schedule not in get_args(Schedule):
             known = ", ".join(map(repr, get_args(Schedule)))
             raise ValueError(f"schedule is {self.schedule!r}; choose one of {known}")
@@ -77,7 +79,7 @@ class Training:
         elif self.schedule == "one_cycle":
             top = max(1.0, 0.3 * total)
             down = 0.5 * base * (1 + np.cos(math.pi * np.clip((s - top) / max(1.0, total - top), 0, 1)))
-            rate = np.where(s < top, base * (s + 1) / top, down)
+            rate = np.where(s < top, base * np.minimum(1.0, (s + 1) / top), down)
         elif self.schedule == "exponential":
             rate = np.full(steps, base * self.decay**epoch)
         else:

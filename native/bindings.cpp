@@ -157,6 +157,7 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
              std::copy_n(state.running_var.get(), state.outputs, var.data());
              return state.tracked;
            })
+      .def("waited", [](const Network<T> &self) { return static_cast<double>(self.waited()) * 1e-9; })
       .def("penalty", &Network<T>::total_penalty)
       .def("refresh", &Network<T>::refresh)
       .def(

@@ -112,6 +112,8 @@ public:
   // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then
   // unspecified.
   double run(const Epoch &epoch);
+  // Nanoseconds that the calling thread waited for others in the last run, beyond spinning.
+  std::int64_t waited() const { return team_ ? team_->waited() : 0; }
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
 
   // Outputs in eval mode into out (rows, outputs).

@@ -69,13 +69,13 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
       return false;
   }
   output(step); // 2
-  if ((config_.by_neuron || last == 0) && team_->meet())
+  if ((config_.by_neuron || last == 0) && team_->meet(step.worker))
     return false;
   for (int l = last; l > 0; --l) { // 3
     backward(step, l);
     if (l < last)
       weight_gradient(step, l + 1);
-    if (team_->meet())
+    if (team_->meet(step.worker))
       return false;
     if (l == last)
       finish_loss(step);
@@ -86,11 +86,11 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   for (int l = std::min(1, last); l >= 0; --l) // 4
     weight_gradient(step, l);
   if (config_.max_grad_norm > 0 && step.updates) {
-    if (team_->meet())
+    if (team_->meet(step.worker))
       return false;
     clip_and_update(step);
   }
-  if (team_->meet())
+  if (team_->meet(step.worker))
     return false;
   add_penalty(step);
   return true;
@@ -98,14 +98,14 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
 
 // The meeting between a hidden layer and what uses it. Without batch norm a worker goes on alone with its own examples.
 template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
-  if ((config_.norm == Norm::batch || config_.by_neuron) && team_->meet())
+  if ((config_.norm == Norm::batch || config_.by_neuron) && team_->meet(step.worker))
     return false;
   finish_moments(step, layer);
   if (row_norm() && config_.by_neuron) { // whole rows are there only now, and everyone needs all of them
     row_statistics(
         step, layer,
         {step.blocks.count * step.worker / config_.threads, step.blocks.count * (step.worker + 1) / config_.threads});
-    return !team_->meet();
+    return !team_->meet(step.worker);
   }
   return true;
 }

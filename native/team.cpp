@@ -2,6 +2,8 @@
 
 #include <sched.h>
 
+#include <chrono>
+
 namespace wholebatch {
 
 namespace {
@@ -9,7 +11,7 @@ namespace {
 // Measured elsewhere on busy cores: 2,000 spins before yielding cost 60 microseconds a meeting, about 64 cost 2 to 12.
 // A meeting on free cores is over within some hundred spins, so the first stretch covers it.
 constexpr int spins = 256;
-constexpr int yields = 2000;
+constexpr int yields = 32;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -21,19 +23,18 @@ inline void relax() {
 
 } // namespace
 
-void wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
+std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
   for (int i = 0; i < spins; ++i) {
     if (word.load(std::memory_order_acquire) != old)
-      return;
+      return 0;
     relax();
   }
-  for (int i = 0; i < yields; ++i) {
-    if (word.load(std::memory_order_acquire) != old)
-      return;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < yields && word.load(std::memory_order_acquire) == old; ++i)
     sched_yield();
-  }
   while (word.load(std::memory_order_acquire) == old)
     word.wait(old, std::memory_order_acquire);
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
 Team::Team(int size) : size_(size) {
@@ -55,7 +56,7 @@ void Team::live(int worker) {
     if (ending_)
       return;
     (*job_)(worker);
-    meet();
+    meet(worker);
   }
 }
 
@@ -64,11 +65,12 @@ void Team::run(const std::function<void(int)> &job) {
   job_ = &job;
   started_.fetch_add(1, std::memory_order_release);
   started_.notify_all();
+  waited_ = 0;
   job(0);
-  meet();
+  meet(0);
 }
 
-bool Team::meet() {
+bool Team::meet(int worker) {
   if (size_ == 1)
     return stop_asked();
   const std::uint32_t meeting = meeting_.load(std::memory_order_relaxed);
@@ -78,7 +80,9 @@ bool Team::meet() {
     meeting_.store(meeting + 1, std::memory_order_release);
     meeting_.notify_all();
   } else {
-    wait_while_equal(meeting_, meeting);
+    const std::int64_t waited = wait_while_equal(meeting_, meeting);
+    if (worker == 0)
+      waited_ += waited;
   }
   return stop_published_;
 }

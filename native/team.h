@@ -13,8 +13,8 @@
 
 namespace wholebatch {
 
-// Spins, then yields, then parks until `word` differs from `old`.
-void wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
+// Spins, then yields, then parks until `word` differs from `old`. Returns the nanoseconds that it took beyond spinning.
+std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
 
 class Team {
 public:
@@ -30,10 +30,14 @@ public:
 
   // The barrier. Every worker of a running job calls it equally often. Returns whether a stop was asked for: the last
   // to arrive reads the wish and publishes it with the release, so all workers get the same answer at the same meeting.
-  bool meet();
+  bool meet(int worker);
 
   // Asks every worker to leave at the next meeting.
   void ask_to_stop() { stop_asked_.store(true, std::memory_order_relaxed); }
+  // Nanoseconds that worker 0 waited beyond spinning in the last run: much where there are fewer free cores than
+  // workers.
+  std::int64_t waited() const { return waited_; }
+
   bool stop_asked() const { return stop_asked_.load(std::memory_order_relaxed); }
 
 private:
@@ -43,6 +47,7 @@ private:
   std::vector<std::thread> threads_;
   const std::function<void(int)> *job_ = nullptr;
   bool ending_ = false;
+  std::int64_t waited_ = 0;
   bool stop_published_ = false;
   std::atomic<bool> stop_asked_{false};
   alignas(64) std::atomic<std::uint32_t> started_{0};

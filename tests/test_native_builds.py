@@ -53,8 +53,8 @@ def test_every_build_agrees_with_the_reference(name: str) -> None:
     if "this processor has" in result.stderr:
         pytest.skip(f"this processor has no {name}")
     assert result.returncode == 0, result.stderr
-    # 8 updates, each a sum over 100 rows of products of two sums over up to 50 inputs: roundings add like sqrt(100 * 50)
-    # per update; gelu's erf is good to 1.5e-7, about one epsilon of float32.
+    # 8 updates, each a sum over 100 rows of products of two sums over up to 50 inputs: roundings add like
+    # sqrt(100 * 50) per update; gelu's erf is good to 1.5e-7, about one epsilon of float32.
     bound = 8 * (100 * 50) ** 0.5
     worst = [float(line) for line in result.stdout.split()]
     assert len(worst) == 4

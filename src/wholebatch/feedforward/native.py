@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -30,6 +31,8 @@ from wholebatch.kernels import native_module
 WORK_PER_THREAD = 2_000_000
 # Below so many rows for each thread there are too few blocks to share; the columns of the weights are shared instead.
 BLOCK_ROWS = 128
+# The share of an epoch spent waiting (beyond spinning) that tells of busy cores; on free ones it is below 0.05.
+WAIT_SHARE = 0.4
 
 
 def usable_cores() -> int:
@@ -71,6 +74,7 @@ class NativeEngine:
             for name, parameter in model.named_parameters()
         }
         self._networks: dict[tuple[int, bool], Any] = {}
+        self._most_threads = usable_cores()
 
     def train_epoch(
         self,
@@ -84,7 +88,9 @@ class NativeEngine:
         self._load(network)
         rates = np.ascontiguousarray(learning_rates, dtype=np.float64)
         steps = len(offsets) - 1
+        start = time.perf_counter()
         total = self._run(network, data, order, offsets, rates, track=True, progress=progress)
+        self._spare_busy_cores(network.waited() / (time.perf_counter() - start))
         self._check_update(network, steps)
         self._store(network)
         self.step += steps
@@ -117,10 +123,18 @@ class NativeEngine:
     def _dtype(self) -> torch.dtype:
         return self.model.parts()[0].linear.weight.dtype
 
+    def _spare_busy_cores(self, waited: float) -> None:
+        """Where others hold the cores, a team waits for whichever of its threads was put aside: halve it.
+
+        No result depends on the number of threads, so it may change between epochs.
+        """
+        if waited > WAIT_SHARE:
+            self._most_threads = max(1, min(self._most_threads, usable_cores()) // 2)
+
     def _network(self, rows: int) -> Any:
         """The compiled net for so many rows: one for mini-batches and one for large predictions stay at hand."""
         a = self.model.architecture
-        threads = self.n_threads or choose_threads(a, rows)
+        threads = self.n_threads or min(self._most_threads, choose_threads(a, rows))
         by_neuron = (choose_split(rows, threads) if self.split == "auto" else self.split) == "neuron"
         key = (threads, by_neuron)
         if key not in self._networks:
@@ -146,6 +160,7 @@ class NativeEngine:
             "delta": loss.delta,
             "scale": loss.scale,
             "alpha": loss.alpha,
+            "weigh_moments": loss.weigh_moments,
             "class_weights": list(loss.class_weights or ()),
             "optimizer": o.kind,
             "nesterov": o.nesterov,

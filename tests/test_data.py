@@ -146,9 +146,14 @@ def test_as_tensor_shares_what_may_be_written_and_copies_what_may_not():
     assert values[0] == 7.0
 
 
-@given(rows=st.integers(1, 400), batch_size=st.integers(1, 50), norm=st.sampled_from(["batch", "none"]))
-def test_mini_batches_cover_every_row_once(rows: int, batch_size: int, norm: Any):
-    architecture = Architecture(3, (4,), 2, norm=norm)
+@given(
+    whole=st.integers(0, 8),
+    batch_size=st.integers(1, 50),
+    more=st.sampled_from([0, 1, 1, 2, 17]),
+    norm=st.sampled_from(["batch", "none"]),
+)
+def test_mini_batches_cover_every_row_once(whole: int, batch_size: int, more: int, norm: Any):
+    architecture, rows = Architecture(3, (4,), 2, norm=norm), max(1, whole * batch_size + more)
     if norm == "batch" and (rows < 2 or batch_size < 2):
         with pytest.raises(ValueError, match="batch norm needs at least 2 examples"):
             batch_offsets(rows, batch_size, architecture)

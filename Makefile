@@ -11,7 +11,7 @@ DIGITS_OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 NATIVE = $(wildcard native/*)
 BUILT_FROM = pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wholebatch train digits --target digit --test-fraction 0.2 --seed 0 --out $(DIGITS_OUT)
@@ -30,6 +30,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(NATIVE)
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/make_commands.py
 
 # The package is installed in place (Python sources are read where they stand), so only what the build reads asks for another
 # installation. The test installation serves the demo too.

@@ -125,7 +125,8 @@ def make_engine(
     """The engine for this net: ``native`` where the compiled part is there, else ``reference``, which is said once.
 
     Args:
-        n_threads: example-threads; None chooses by shape and cores. The result does not depend on it.
+        n_threads: example-threads; None chooses by shape and cores. The result does not depend on it. (The reference
+            hands it to torch, whose results may; None leaves torch's own choice.)
         split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
         engine: ``auto``, ``native`` or ``reference``.
 

@@ -69,6 +69,7 @@ Configuration configure(const nb::dict &d) {
   c.beta2 = number("beta2");
   c.optimizer_eps = number("optimizer_eps");
   c.eps_hat = nb::cast<bool>(d["eps_hat"]);
+  c.weigh_moments = nb::cast<bool>(d["weigh_moments"]);
   c.weight_decay = number("weight_decay");
   c.max_grad_norm = number("max_grad_norm");
   c.seed = nb::cast<std::uint64_t>(d["seed"]);

@@ -31,7 +31,9 @@ template <class T> struct Between {
   std::uint64_t seed;
   std::uint32_t threshold; // dropout: an element stays where its random word is at least this; 0 is no dropout
   std::uint32_t layer, step;
-  T keep_scale; // 1 / (1 - p)
+  T keep_scale;              // 1 / (1 - p)
+  const T *weights;          // batch: the table's weights where they weigh the moments too, else null
+  const std::int64_t *order; // the table's row of each row of the mini-batch
 };
 
 template <class T> struct LossTerms {
@@ -67,7 +69,7 @@ template <class T> struct Kernels {
   void (*transpose)(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end);
 
   // Mean and M2 of u over the block's rows, for `vectors` vectors of columns.
-  void (*moments)(const Between<T> &, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2);
+  void (*moments)(const Between<T> &, Rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2);
   // Layer and rms norm: mean and rstd of each row of u, into row_mean and row_rstd.
   void (*row_statistics)(const Between<T> &, Rows, const T *z, std::int64_t ldz);
   // h = dropout(norm and activation of z) for columns [begin, end), both whole vectors.

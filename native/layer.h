@@ -124,6 +124,36 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
     }
   }
 
+  // The same where an example of weight w counts as w examples.
+  static void weighted_moments(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int vectors, double *mean,
+                               double *m2) {
+    double total = 0;
+    for (int r = 0; r < rows.count; ++r)
+      total += static_cast<double>(weight_of(b, rows.first + r));
+    const double share = total > 0 ? 1 / total : 0;
+    for (int j = 0; j < vectors; ++j, z += W, mean += W, m2 += W) {
+      V sums[4]{}, off[4]{}, squares[4]{};
+      for (int r = 0; r < rows.count; ++r)
+        sums[r & 3] += normalised_of(load(z + r * ldz)) * weight_of(b, rows.first + r);
+      const V centre = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * static_cast<T>(share);
+      for (int r = 0; r < rows.count; ++r) {
+        const V d = normalised_of(load(z + r * ldz)) - centre, weighted = d * weight_of(b, rows.first + r);
+        off[r & 3] += weighted;
+        squares[r & 3] = fma<T>(d, weighted, squares[r & 3]);
+      }
+      const V rest = (off[0] + off[1]) + (off[2] + off[3]),
+              square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+      for (int i = 0; i < W; ++i) {
+        mean[i] = static_cast<double>(centre[i]) + static_cast<double>(rest[i]) * share;
+        const double m =
+            static_cast<double>(square[i]) - static_cast<double>(rest[i]) * static_cast<double>(rest[i]) * share;
+        m2[i] = m > 0 || m != m ? m : 0;
+      }
+    }
+  }
+
+  static T weight_of(const Between<T> &b, std::int64_t row) { return b.weights[b.order[row]]; }
+
   static void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column,
                               int vectors, double *sum_g, double *sum_gx) {
     if (b.threshold)
@@ -183,8 +213,12 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
         const V sum = load(z + c);
         V d;
         if constexpr (N == Kind::batch) {
-          d = fma<T>(load(b.k2 + c), normalised_of(sum) - load(b.mean + c),
-                     fma<T>(load(b.scale + c), load(g + c), load(b.k1 + c)));
+          V k1 = load(b.k1 + c), k2 = load(b.k2 + c);
+          if (b.weights) {
+            k1 *= weight_of(b, rows.first + r);
+            k2 *= weight_of(b, rows.first + r);
+          }
+          d = fma<T>(k2, normalised_of(sum) - load(b.mean + c), fma<T>(load(b.scale + c), load(g + c), k1));
         } else if constexpr (N == Kind::row) {
           const V x = centred(b, normalised_of(sum), c, row_mean, row_rstd);
           d = (load(g + c) * load(b.gamma + c) - mean_t - x * mean_tx) * row_rstd * load(b.real + c);
@@ -235,8 +269,11 @@ template <class T, class F> inline void with_layer(const Between<T> &b, F f) {
 
 // What only one norm has is built for that norm alone: each of these costs the compiler eight activations.
 template <class T>
-void moments(const Between<T> &b, int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
-  const auto gather = [&](auto layer) { layer.moments(rows, z, ldz, vectors, mean, m2); };
+void moments(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
+  const auto gather = [&](auto layer) {
+    b.weights ? layer.weighted_moments(b, rows, z, ldz, vectors, mean, m2)
+              : layer.moments(rows.count, z, ldz, vectors, mean, m2);
+  };
   if (b.after)
     with_activation<T>(b, [&]<Activation A>(Constant<A>) { gather(Layer<T, A, Kind::batch, true>{}); });
   else

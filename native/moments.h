@@ -18,17 +18,20 @@ struct Blocks {
   std::int64_t begin(std::int64_t block) const { return rows * block / count; }
 };
 
-// tables[block][column]: mean and M2 of each block; into mean and m2 of all.
-inline void merge_moments(const Blocks &blocks, const double *mean_table, const double *m2_table, std::int64_t columns,
-                          double *__restrict mean, double *__restrict m2) {
+// tables[block][column]: mean and M2 of each block; into mean and m2 of all. count(block): its rows, or their weights.
+template <class Count>
+void merge_moments(const Blocks &blocks, Count count, const double *mean_table, const double *m2_table,
+                   std::int64_t columns, double *__restrict mean, double *__restrict m2) {
   for (std::int64_t c = 0; c < columns; ++c) {
     mean[c] = mean_table[c];
     m2[c] = m2_table[c];
   }
+  double before = count(0);
   for (std::int64_t b = 1; b < blocks.count; ++b) {
     const double *__restrict mean_b = mean_table + b * columns, *__restrict m2_b = m2_table + b * columns;
-    const double before = static_cast<double>(blocks.begin(b)), after = static_cast<double>(blocks.begin(b + 1));
-    const double share = (after - before) / after, weight = before * share;
+    const double own = count(b), after = before + own;
+    const double share = after > 0 ? own / after : 0, weight = before * share;
+    before = after;
     for (std::int64_t c = 0; c < columns; ++c) {
       const double delta = mean_b[c] - mean[c];
       mean[c] += delta * share;

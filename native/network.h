@@ -27,7 +27,8 @@ struct Configuration {
   OptimizerKind optimizer;
   bool nesterov;
   double optimizer_momentum, beta1, beta2, optimizer_eps, weight_decay, max_grad_norm; // max_grad_norm 0: no clipping
-  bool eps_hat; // Adam's eps stands before the bias correction
+  bool eps_hat;               // Adam's eps stands before the bias correction
+  bool weigh_moments = false; // sample weights weigh batch norm's moments too
   std::uint64_t seed;
   int threads;
   bool by_neuron;
@@ -136,7 +137,9 @@ private:
     LossTerms<T> loss;
     UpdateTerms<T> update;
     bool updates;
-    double penalty; // alpha over the sum of the examples' weights
+    double penalty;       // alpha over the sum of the examples' weights
+    double examples;      // the sum of their weights
+    std::int64_t counted; // those whose weight is not 0
   };
 
   // step.cpp: the phases
@@ -152,6 +155,9 @@ private:
   void finish_sums(const Step &step, int layer);
   void finish_loss(const Step &step);
   Step begin(int worker, std::int64_t index) const;
+  bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
+  Between<T> between(const Step &step, int layer) const;
+  double count_of(const Step &step, Rows rows) const;
 
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);

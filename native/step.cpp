@@ -20,17 +20,21 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
   const Epoch &epoch = *epoch_;
   const std::int64_t *order = epoch.order + epoch.offsets[index];
   const std::int64_t rows = epoch.offsets[index + 1] - epoch.offsets[index];
-  Step step{worker, index, rows, Blocks(rows), order, {}, {}, epoch.learning_rates != nullptr, 0};
+  Step step{
+      worker, index, rows, Blocks(rows), order, {}, {}, epoch.learning_rates != nullptr, 0, static_cast<double>(rows),
+      rows};
 
-  double weight = static_cast<double>(rows), examples = weight;
+  double weight = step.examples;
   const T *weights = epoch.table.weights;
   const bool by_class = config_.loss == LossKind::cross_entropy && class_weights_.size();
   if (weights || by_class) {
-    weight = examples = 0;
+    weight = step.examples = 0;
+    step.counted = 0;
     for (std::int64_t i = 0; i < rows; ++i) {
       const double own = static_cast<double>(weights ? weights[order[i]] : T(1));
       weight += own * static_cast<double>(by_class ? class_weights_[epoch.table.classes[order[i]]] : T(1));
-      examples += own;
+      step.examples += own;
+      step.counted += own != 0;
     }
   }
   step.loss = {config_.loss,
@@ -39,7 +43,7 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
                static_cast<T>(config_.delta),
                class_weights_.size() ? class_weights_.get() : nullptr,
                weight > 0 ? config_.scale / weight : 0};
-  step.penalty = examples > 0 ? config_.alpha / examples : 0;
+  step.penalty = step.examples > 0 ? config_.alpha / step.examples : 0;
 
   if (step.updates) {
     const double rate = epoch.learning_rates[index], t = static_cast<double>(epoch.first_step + index + 1);
@@ -112,7 +116,7 @@ template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
 
 template <class T> void Network<T>::row_statistics(const Step &step, int layer, Range blocks) {
   LayerState<T> &state = layers_[layer];
-  const Between<T> between = this->between(step.worker, layer);
+  const Between<T> between = this->between(step, layer);
   for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
     const Rows rows = rows_of(step.blocks, b);
     kernels_.row_statistics(between, rows, state.z.get() + rows.first * state.stride, state.stride);
@@ -132,7 +136,7 @@ void Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::in
   }
   const LayerState<T> &below = layers_[layer - 1];
   const int width = kernels_.width;
-  Between<T> between = this->between(step.worker, layer - 1);
+  Between<T> between = this->between(step, layer - 1);
   between.step = static_cast<std::uint32_t>(epoch_->first_step + step.index);
   const int from = static_cast<int>(begin) / width * width,
             until = std::min((static_cast<int>(end) + width - 1) / width * width, below.padded);
@@ -143,10 +147,17 @@ void Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::in
       work.h[r * ldh_ + state.inputs] = T(1);
 }
 
+template <class T> Between<T> Network<T>::between(const Step &step, int layer) const {
+  Between<T> b = between(step.worker, layer);
+  b.weights = weighs_moments() ? epoch_->table.weights : nullptr;
+  b.order = step.order;
+  return b;
+}
+
 template <class T> void Network<T>::forward(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const Share share = this->share(step.worker, step.blocks.count, state.padded);
-  const Between<T> between = this->between(step.worker, layer);
+  const Between<T> between = this->between(step, layer);
   if (share.panels.begin == share.panels.end)
     return;
   for (std::int64_t b = share.blocks.begin; b < share.blocks.end; ++b) {
@@ -162,7 +173,7 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
       kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_,
                         state.weight.value.get() + column * state.depth, vectors, z, state.stride);
       if (config_.norm == Norm::batch) // while the panel is hot
-        kernels_.moments(between, rows.count, z, state.stride, vectors, state.means.get() + b * state.padded + column,
+        kernels_.moments(between, rows, z, state.stride, vectors, state.means.get() + b * state.padded + column,
                          state.m2s.get() + b * state.padded + column);
     }
   }
@@ -200,8 +211,8 @@ const T *Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t 
     return g;
   ld = lddz_;
   T *dz = work_[step.worker].dz.get();
-  kernels_.input_gradient(between(step.worker, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride,
-                          dz, lddz_);
+  kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, dz,
+                          lddz_);
   return dz;
 }
 
@@ -209,7 +220,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer) {
   const LayerState<T> &state = layers_[layer];
   LayerState<T> &below = layers_[layer - 1];
   const Share share = this->share(step.worker, step.blocks.count, below.padded);
-  Between<T> between = this->between(step.worker, layer - 1);
+  Between<T> between = this->between(step, layer - 1);
   between.step = static_cast<std::uint32_t>(epoch_->first_step + step.index);
   if (share.panels.begin == share.panels.end)
     return;
@@ -232,6 +243,16 @@ template <class T> void Network<T>::backward(const Step &step, int layer) {
   }
 }
 
+// How many examples a block of rows counts as.
+template <class T> double Network<T>::count_of(const Step &step, Rows rows) const {
+  if (!weighs_moments())
+    return rows.count;
+  double count = 0;
+  for (std::int64_t r = rows.first; r < rows.first + rows.count; ++r)
+    count += static_cast<double>(epoch_->table.weights[step.order[r]]);
+  return count;
+}
+
 // From the blocks' moments to what normalises: every worker for itself, so that one meeting is enough.
 template <class T> void Network<T>::finish_moments(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
@@ -246,19 +267,23 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
   if (config_.norm != Norm::batch)
     return;
   double *mean = v.merged_mean.get(), *m2 = v.merged_m2.get();
-  merge_moments(step.blocks, state.means.get(), state.m2s.get(), columns, mean, m2);
-  const double count = static_cast<double>(step.rows);
+  merge_moments(
+      step.blocks, [&](std::int64_t b) { return count_of(step, rows_of(step.blocks, b)); }, state.means.get(),
+      state.m2s.get(), columns, mean, m2);
+  const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   for (int c = 0; c < columns; ++c) {
     const double rstd = 1 / std::sqrt(m2[c] / count + config_.eps);
     v.mean[c] = static_cast<T>(mean[c]);
     v.rstd[c] = static_cast<T>(rstd);
     v.scale[c] = static_cast<T>(static_cast<double>(v.gamma[c]) * rstd);
   }
-  if (step.worker != 0 || !epoch_->track)
+  if (step.worker != 0 || !epoch_->track || whole == 0)
     return;
   state.tracked += 1;
   const double factor = config_.momentum < 0 ? 1 / state.tracked : config_.momentum;
-  const double unbiased = 1 / std::max(1.0, count - 1);
+  // Weights that count examples leave count - 1 of them; smaller ones (say, with a sum of 1) leave the rows less one.
+  const double free = std::max(count, static_cast<double>(step.counted));
+  const double unbiased = free == count ? 1 / std::max(1.0, count - 1) : free / (count * std::max(1.0, free - 1));
   for (int c = 0; c < state.outputs; ++c) {
     double whole_mean = mean[c];
     if (layer == 0 && centred_) // the mean of the sums as they would have been
@@ -277,7 +302,7 @@ template <class T> void Network<T>::finish_sums(const Step &step, int layer) {
   auto &v = work_[step.worker].layers[layer];
   merge_sums(step.blocks, state.sum_gs.get(), state.padded, v.sum_g.get());
   merge_sums(step.blocks, state.sum_gxs.get(), state.padded, v.sum_gx.get());
-  const double count = static_cast<double>(step.rows);
+  const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   if (config_.norm == Norm::batch)
     for (int c = 0; c < state.padded; ++c) {
       const double scale = static_cast<double>(v.scale[c]);

@@ -128,9 +128,9 @@ class ReferenceEngine:
         """The loss in training mode, and the part of it that is the penalty."""
         assert batch.y is not None
         x, y = _as_dense(batch.x), as_tensor(batch.y)
-        weight = None if batch.sample_weight is None else as_tensor(batch.sample_weight)
+        weight = _weight(batch)
         with _mode(self.model, training=True):
-            _, out = deque(self._forward(x), maxlen=1).pop()
+            _, out = deque(self._forward(x, weight), maxlen=1).pop()
         count = len(batch) if weight is None else float(weight.sum())
         penalty = out.new_zeros(())
         if self.loss.alpha and count:
@@ -141,13 +141,14 @@ class ReferenceEngine:
             raise NonFiniteLossError(in_epoch_step, self.first_layer_not_finite(batch), len(self.model.parts()))
         return loss, penalty
 
-    def _forward(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _forward(self, x: Tensor, weight: Tensor | None) -> Iterator[tuple[int, Tensor]]:
         """(layer, values) after each module in turn, with this engine's own dropout.
 
         Where batch norm takes the mean of ``W x`` away, a constant is taken from each input column first: the result is
         the same, and so is ``dW = dZ^T (X - c)``, as dZ then sums to zero; but inputs far from zero no longer cancel in
         rounded sums (at mean 1e4 and std 1 the float32 gradient was off by twice its size, and is now by 1e-5).
         """
+        weight = weight if self.loss.weigh_moments else None
         a = self.model.architecture
         centred, layer = a.waits and not a.hidden_bias, 0
         for index, module in enumerate(self.model.layers):
@@ -157,11 +158,14 @@ class ReferenceEngine:
                 centre = x.mean(0)
                 x = module(x - centre)
             elif centred and index == 1:
-                x = module(x)
-                _shift_running_mean(module, self.model.layers[0], centre)
+                x = _batch_norm(module, x, weight)
+                if weight is None or weight.any():
+                    _shift_running_mean(module, self.model.layers[0], centre)
             elif isinstance(module, nn.Dropout):
                 mask = dropout_mask(x.shape[0], x.shape[1], layer - 1, self.step, self.seed, module.p)
                 x = x * torch.from_numpy(mask).to(x) / (1 - module.p)
+            elif isinstance(module, nn.BatchNorm1d):
+                x = _batch_norm(module, x, weight)
             else:
                 x = module(x)
             yield layer, x
@@ -173,7 +177,9 @@ class ReferenceEngine:
         if not bool(torch.isfinite(x).all()):
             return 0
         with _mode(self.model, training=True):
-            layers = [layer for layer, values in self._forward(x) if not bool(torch.isfinite(values).all())]
+            layers = [
+                layer for layer, values in self._forward(x, _weight(batch)) if not bool(torch.isfinite(values).all())
+            ]
         return layers[0] if layers else len(self.model.parts())
 
     def _load_state(self, stepper: torch.optim.Optimizer) -> None:
@@ -189,6 +195,29 @@ class ReferenceEngine:
         for name, parameter in self.model.named_parameters():
             for state in self.optimizer.state_names:
                 self.optimizer_state[f"{state}.{name}"] = stepper.state[parameter][state].clone()
+
+
+def _batch_norm(norm: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+    """``norm(x)`` in training mode, where with weights an example of weight w counts as w examples.
+
+    The running variance is unbiased for weights that count examples: ``M2 / (sum w - 1)``. Weights that sum to fewer
+    than the examples (say, to 1) leave as many as there are rows of a weight other than 0, less one.
+    """
+    if weight is None:
+        return norm(x)  # type: ignore[no-any-return]
+    total = float(weight.sum())
+    shares = weight[:, None] / (total or 1.0)
+    mean = (x * shares).sum(0)
+    variance = ((x - mean).square() * shares).sum(0)
+    if total:
+        free = max(total, float((weight != 0).sum()))
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean += share * (mean - norm.running_mean)
+            norm.running_var += share * (variance * free / max(free - 1, 1.0) - norm.running_var)
+    out: Tensor = (x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+    return out
 
 
 @torch.no_grad()
@@ -209,6 +238,10 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, flag in before:
             module.training = flag
+
+
+def _weight(batch: Data) -> Tensor | None:
+    return None if batch.sample_weight is None else as_tensor(batch.sample_weight)
 
 
 def _as_dense(x: Any) -> Tensor:

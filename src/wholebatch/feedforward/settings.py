@@ -102,6 +102,10 @@ class Loss:
     biases or on the norms' parameters), with m the sum of the mini-batch's sample weights (without any: its number of
     examples); a mini-batch whose weights are all zero has no penalty either.
 
+    ``weigh_moments``: sample weights weigh batch norm's moments too, so that an example of weight 2 is the same as this
+    example twice, in the statistics as in the loss (scikit-learn's rule for weights). Without it each example counts
+    once in the statistics, as in torch.
+
     Targets: class indices ``(N,)`` int64 for cross_entropy, ``(N, out_features)`` numbers for the others.
     """
 
@@ -111,6 +115,7 @@ class Loss:
     class_weights: tuple[float, ...] | None = None
     scale: float = 1.0
     alpha: float = 0.0
+    weigh_moments: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("loss", self.kind, LossKind)

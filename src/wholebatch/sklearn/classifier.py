@@ -139,9 +139,9 @@ class MLPClassifier(Perceptron, neural_network.MLPClassifier):
     def _objective(self) -> Loss:
         smoothing, alpha = float(self.label_smoothing), float(self.alpha)
         if self.out_activation_ == "softmax":
-            return Loss("cross_entropy", label_smoothing=smoothing, alpha=alpha)
+            return Loss("cross_entropy", label_smoothing=smoothing, alpha=alpha, weigh_moments=True)
         # scikit-learn sums over the labels where the engine averages
-        return Loss("bce", label_smoothing=smoothing, alpha=alpha, scale=float(self.n_outputs_))
+        return Loss("bce", label_smoothing=smoothing, alpha=alpha, scale=float(self.n_outputs_), weigh_moments=True)
 
     def _targets(self, y: np.ndarray, dtype: Any) -> np.ndarray:
         return y.argmax(1) if self.out_activation_ == "softmax" else y.astype(dtype)

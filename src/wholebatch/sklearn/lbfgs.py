@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-import torch
 from sklearn.utils.fixes import _get_additional_lbfgs_options_dict
 from torch import Tensor, nn
 
@@ -46,7 +45,6 @@ def minimise(engine: Engine, data: Data, *, max_iter: int, max_fun: int, tol: fl
     return found
 
 
-@torch.no_grad()
 def take_statistics(engine: Engine, data: Data) -> None:
     """Make the running statistics those of ``data``, so that the net predicts just what the last evaluation saw.
 
@@ -54,11 +52,13 @@ def take_statistics(engine: Engine, data: Data) -> None:
     itself used the biased one, which is what has to stand here.
     """
     engine.gradients(data, update_running_statistics=True)
+    weight = data.sample_weight
+    count = float(len(data) if weight is None else max(weight.sum(), np.count_nonzero(weight)))
     for part in engine.model.parts():
         if isinstance(part.norm, nn.BatchNorm1d):
             assert part.norm.running_var is not None
             assert part.norm.momentum == 1.0
-            part.norm.running_var.mul_((len(data) - 1) / len(data))
+            part.norm.running_var.mul_(max(count - 1, 1.0) / count)
 
 
 def _pack(tensors: Any) -> np.ndarray:

@@ -144,8 +144,8 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
                 "sklearn.neural_network.MLPRegressor has it (without batch norm)"
             )
         if self.loss == "huber":
-            return Loss("huber", delta=float(self.huber_delta), scale=outputs, alpha=alpha)
-        return Loss("mse", scale=0.5 * outputs, alpha=alpha)
+            return Loss("huber", delta=float(self.huber_delta), scale=outputs, alpha=alpha, weigh_moments=True)
+        return Loss("mse", scale=0.5 * outputs, alpha=alpha, weigh_moments=True)
 
     def _targets(self, y: np.ndarray, dtype: Any) -> np.ndarray:
         return y.astype(dtype, copy=False)

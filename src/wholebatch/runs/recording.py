@@ -120,7 +120,7 @@ def record(config: Config, prepared: Prepared, model: Model, loss: Loss, history
     target, preprocessing, settings = prepared.target, prepared.preprocessing, config.settings
     return Recording(
         wholebatch=wholebatch.__version__,
-        table=settings.table,
+        table=Path(settings.table).name,
         target=target.columns,
         task=target.task,
         classes=len(target.classes),

@@ -1,14 +1,7 @@
-"""Epochs in both engines: schedules, validation, early stopping, resuming, interrupts, losses that are not finite."""
+"""Epochs in both engines: schedules against torch's, a whole fit against the oracle's, validation, early stopping."""
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,33 +9,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, r2_score
-from torch import Tensor
 
-from oracle import Oracle, engine_of, make_data, make_model
+from oracle import Oracle, make_model
+from small_problem import RNG, X, Y, copy_of, net, same
 from wholebatch import FeedForward, Loss, Optimizer, Training
 from wholebatch.feedforward.data import batch_offsets, prepare, shuffled
-from wholebatch.feedforward.engine import NonFiniteLossError, make_engine
+from wholebatch.feedforward.engine import make_engine
 from wholebatch.feedforward.evaluation import default_loss, score
-from wholebatch.feedforward.training import History, State, fit
-
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((90, 6))
-Y = (X @ RNG.standard_normal((6, 3))).argmax(1)
-
-
-def net(**more: Any) -> FeedForward:
-    return make_model((6, 17, 3), "batch", "before", "tanh", dtype=torch.float64, **more)
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def copy_of(model: FeedForward) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-# Schedules
+from wholebatch.feedforward.training import State, fit
 
 
 def by_torch(make: Callable[[torch.optim.Optimizer], Any], epochs: int, steps: int) -> list[float]:
@@ -123,9 +97,6 @@ def test_without_shuffling_rows_come_in_order(engine: str):
     training = Training(epochs=1, batch_size=40, shuffle=False)
     history = model.fit(X, X[:, 0], loss=loss, optimizer=optimizer, training=training, engine=engine)
     assert history.epochs[0]["loss"] == pytest.approx(expected, rel=1e-12)
-
-
-# Validation and early stopping
 
 
 def test_validation_is_in_eval_mode(engine: str):
@@ -247,270 +218,6 @@ def test_a_net_elsewhere_is_told():
 def test_impossible_settings(name: str, value: Any, message: str):
     with pytest.raises(ValueError, match=message):
         Training(**{name: value})
-
-
-# State and resuming
-
-
-def test_a_state_does_not_change_as_training_goes_on(engine: str):
-    model = net()
-    states: list[State] = []
-    model.fit(X, Y, training=Training(epochs=3, batch_size=30), engine=engine, after_epoch=states.append)
-    assert [len(state.history.epochs) for state in states] == [1, 2, 3]
-    assert [state.step for state in states] == [3, 6, 9]
-    weights = [state.tensors["model.layers.0.weight"] for state in states]
-    assert not torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[2], model.state_dict()["layers.0.weight"])
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
-def test_a_resumed_run_is_an_undisturbed_one(engine: str, kind: Any):
-    """With early stopping, schedule and dropout; the plain part goes through JSON as a checkpoint's would."""
-    optimizer = Optimizer(kind, 0.05, momentum=0.9 if kind == "sgd" else 0.0)
-    settings: dict[str, Any] = {
-        "validation": (X[60:], Y[60:]),
-        "optimizer": optimizer,
-        "training": Training(epochs=6, batch_size=20, patience=5, schedule="one_cycle", seed=5),
-        "engine": engine,
-    }
-    whole = net(dropout=0.3)
-    states: list[State] = []
-    expected = whole.fit(X[:60], Y[:60], after_epoch=states.append, **settings)
-    for pause in (1, 4, 6):
-        plain = json.loads(json.dumps(states[pause - 1].values()))
-        resumed = State(History(**plain["history"]), plain["step"], states[pause - 1].tensors)
-        again: list[State] = []
-        model = FeedForward.of(whole.architecture, dtype=torch.float64)
-        history = model.fit(X[:60], Y[:60], resume=resumed, after_epoch=again.append, **settings)
-        assert len(again) == 6 - pause
-        timeless = [{k: v for k, v in row.items() if "second" not in k} for row in history.epochs]
-        assert timeless == [{k: v for k, v in row.items() if "second" not in k} for row in expected.epochs]
-        assert (history.best_epoch, history.best_score) == (expected.best_epoch, expected.best_score)
-        assert same(copy_of(model), copy_of(whole))
-        assert len(resumed.history.epochs) == pause  # the state that was given stays as it is
-
-
-def test_a_state_of_another_optimizer_is_refused(engine: str):
-    states: list[State] = []
-    net().fit(X, Y, training=Training(epochs=1, batch_size=30), engine=engine, after_epoch=states.append)
-    sgd = Optimizer("sgd", 0.1, momentum=0.5)
-    with pytest.raises(ValueError, match=r"10 tensors kept and 5 needed.*exp_avg\.layers\.0\.weight"):
-        net().fit(X, Y, training=Training(epochs=2, batch_size=30), engine=engine, optimizer=sgd, resume=states[0])
-
-
-# Progress and interrupts
-
-
-def test_progress_counts_examples(engine: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("wholebatch.feedforward.reference.PROGRESS_SECONDS", 0.0)
-    model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
-    examples = 10000 if engine == "native" else 600  # the native engine tells after a tenth of a second
-    rows = np.random.default_rng(0).integers(0, 90, examples)
-    told: list[tuple[int, int, float]] = []
-
-    def progress(epoch: int, done: int, mean: float) -> None:
-        told.append((epoch, done, mean))
-
-    history = model.fit(
-        X[rows], Y[rows], training=Training(epochs=2, batch_size=20), engine=engine, progress=progress, n_threads=1
-    )
-    assert {epoch for epoch, _, _ in told} == {1, 2}
-    for epoch in (1, 2):
-        done = [examples for number, examples, _ in told if number == epoch]
-        assert done == sorted(set(done))
-        assert 0 < done[0] <= done[-1] <= examples
-    assert all(math.isfinite(mean) and mean > 0 for _, _, mean in told)
-    assert len(history.epochs) == 2
-
-
-def test_an_error_in_progress_leaves_the_last_whole_epoch(engine: str):
-    class OwnError(Exception):
-        pass
-
-    model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
-    rows = np.random.default_rng(0).integers(0, 90, 20000 if engine == "native" else 4000)
-    states: list[State] = []
-
-    def progress(epoch: int, done: int, mean: float) -> None:
-        if epoch == 2:
-            raise OwnError
-
-    with pytest.raises(OwnError):
-        model.fit(
-            X[rows], Y[rows], training=Training(epochs=2, batch_size=100), engine=engine, progress=progress,
-            after_epoch=states.append, n_threads=1,
-        )  # fmt: skip
-    kept = {n.removeprefix("model."): t for n, t in states[0].tensors.items() if n.startswith("model.")}
-    assert same(copy_of(model), kept)
-    assert not model.training
-
-
-INTERRUPTED = """
-import sys
-import numpy as np, torch
-from oracle import engine_of, make_data, make_model
-from wholebatch import Loss, Optimizer
-
-torch.set_num_threads(1)
-loss, optimizer = Loss("cross_entropy"), Optimizer("adam", 1e-4)
-model = make_model((64, 256, 256, 5), "batch", "before", "relu", dtype=torch.float32, dropout=0.1)
-data = make_data(model, loss, 2000)
-runner = engine_of(sys.argv[1], model, loss, optimizer, n_threads=2)
-
-def epoch(examples, progress=None):
-    order = np.arange(examples) % 2000
-    offsets = np.arange(0, examples + 1, int(sys.argv[2]))
-    runner.train_epoch(data, order, offsets, np.full(len(offsets) - 1, 1e-4), progress)
-
-def everything():
-    return {**model.state_dict(), **runner.optimizer_state, "step": torch.tensor(runner.step)}
-
-epoch(2000)
-before = {name: tensor.clone() for name, tensor in everything().items()}
-try:
-    epoch(20_000_000, lambda done, mean: print("RUNNING", done, flush=True))
-    print("FINISHED", flush=True)
-except KeyboardInterrupt:
-    print("INTERRUPTED", flush=True)
-    print("KEPT", all(torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
-    epoch(2000)
-    print("GOES ON", any(not torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
-"""
-
-
-@pytest.mark.parametrize("batch", [100, 2000])
-def test_ctrl_c_answers_at_once_and_leaves_the_last_whole_epoch(
-    engine: str, batch: int, request: pytest.FixtureRequest
-):
-    """In the midst of an epoch of minutes. Promised is a second; five are allowed for a machine that is busy."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, engine, str(batch)],
-        cwd=request.path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first.startswith("RUNNING"), first
-        process.send_signal(signal.SIGINT)
-        sent, waited, lines = time.monotonic(), math.inf, []
-        for line in process.stdout:
-            if line.startswith("INTERRUPTED"):
-                waited = time.monotonic() - sent
-            if not line.startswith("RUNNING"):
-                lines.append(line.split())
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    assert lines == [["INTERRUPTED"], ["KEPT", "True"], ["GOES", "ON", "True"]]
-    assert waited < 5
-
-
-# Losses that are not finite
-
-
-def rotten(engine: str, spoil: Callable[[FeedForward], None], **settings: Any) -> NonFiniteLossError:
-    model = make_model((6, 9, 7, 3), "batch", "before", "silu", dtype=torch.float64)
-    spoil(model)
-    before = copy_of(model)
-    with pytest.raises(NonFiniteLossError) as caught:
-        model.fit(X, Y, training=Training(epochs=3, batch_size=30, **settings), engine=engine)
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
-    assert not model.training
-    return caught.value
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("layer", [1, 2, 3])
-def test_the_layer_where_it_first_appeared_is_named(engine: str, layer: int, value: float):
-    def spoil(model: FeedForward) -> None:
-        with torch.no_grad():
-            model.parts()[layer - 1].linear.weight[2, 1] = value
-
-    error = rotten(engine, spoil)
-    assert (error.epoch, error.step, error.layer, error.layers) == (1, 1, layer, 3)
-    assert f"not finite in epoch 1, step 1; the first value that is not finite appeared in layer {layer} of 3" in str(
-        error
-    )
-    assert "Lower the learning rate, or clip the gradient" in str(error)
-
-
-@pytest.mark.parametrize("layer", [1, 2])
-@pytest.mark.parametrize("role", ["weight", "bias"])
-def test_a_norms_parameters_belong_to_their_layer(engine: str, layer: int, role: str):
-    def spoil(model: FeedForward) -> None:
-        with torch.no_grad():
-            getattr(model.parts()[layer - 1].norm, role)[0] = float("nan")
-
-    error = rotten(engine, spoil)
-    assert (error.epoch, error.step, error.layer) == (1, 1, layer)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_learning_rate_that_is_far_too_large(engine: str, dtype: torch.dtype):
-    model = make_model((6, 9, 3), "none", "before", "relu", dtype=dtype)
-    before = copy_of(model)
-    with pytest.raises(NonFiniteLossError, match=r"not finite in epoch 1, step [2-9]; the first") as caught:
-        model.fit(
-            X,
-            Y,
-            training=Training(epochs=3, batch_size=10),
-            optimizer=Optimizer("sgd", 1e200 if dtype == torch.float64 else 1e30),
-            engine=engine,
-        )
-    assert same(copy_of(model), before)
-    assert 1 <= caught.value.layer <= 2
-
-
-def test_an_overflow_in_the_last_update_does_not_pass_for_a_trained_net(engine: str):
-    """The loss of the only step is finite, its update is not: no later loss would tell."""
-    model = make_model((6, 9, 3), "none", "before", "relu", dtype=torch.float32)
-    before = copy_of(model)
-    optimizer = Optimizer("sgd", 1e30)
-    with pytest.raises(NonFiniteLossError, match="the update is not finite in epoch 1, step 1"):
-        model.fit(X * 1e12, Y, training=Training(epochs=1, batch_size=90), optimizer=optimizer, engine=engine)
-    assert same(copy_of(model), before)
-
-
-def test_the_step_is_counted_within_the_epoch(engine: str):
-    """Rows of a size whose square overflows, where the order is known: in the third mini-batch of the first epoch."""
-    model = make_model((1, 4, 1), "none", "before", "identity", dtype=torch.float32)
-    x = np.ones((40, 1))
-    y = np.ones(40)
-    y[25] = 1e30
-    with pytest.raises(NonFiniteLossError) as caught:
-        model.fit(
-            x,
-            y,
-            training=Training(epochs=2, batch_size=10, shuffle=False),
-            optimizer=Optimizer("sgd", 0.0),
-            engine=engine,
-        )
-    assert (caught.value.epoch, caught.value.step, caught.value.layer) == (1, 3, 2)
-
-
-def test_gradients_tell_too_and_leave_the_statistics(engine: str):
-    loss = Loss("cross_entropy")
-    model = make_model((6, 9, 7, 3), "batch", "before", "tanh", dtype=torch.float64)
-    data = make_data(model, loss, 20)
-    with torch.no_grad():
-        model.parts()[1].linear.weight[0, 0] = float("inf")
-    before = copy_of(model)
-    with pytest.raises(NonFiniteLossError, match=r"in step 1; .* layer 2 of 3"):
-        engine_of(engine, model, loss).gradients(data)
-    assert same(copy_of(model), before)
-
-
-def test_the_error_survives_a_process_boundary():
-    error = pickle.loads(pickle.dumps(NonFiniteLossError(3, 2, 4).in_epoch(5)))
-    assert isinstance(error, NonFiniteLossError)
-    assert (error.epoch, error.step, error.layer, error.layers) == (5, 3, 2, 4)
-    assert str(error) == str(NonFiniteLossError(3, 2, 4, 5))
-    assert "the input" in str(NonFiniteLossError(1, 0, 2))
 
 
 def test_fit_is_the_method(engine: str):

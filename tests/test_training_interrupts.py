@@ -1,0 +1,126 @@
+"""Progress, Ctrl-C and errors in the midst of an epoch: the net is as after the last whole one."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from oracle import make_model
+from small_problem import X, Y, copy_of, same
+from wholebatch import Training
+from wholebatch.feedforward.training import State
+
+
+def test_progress_counts_examples(engine: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wholebatch.feedforward.reference.PROGRESS_SECONDS", 0.0)
+    model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
+    examples = 10000 if engine == "native" else 600  # the native engine tells after a tenth of a second
+    rows = np.random.default_rng(0).integers(0, 90, examples)
+    told: list[tuple[int, int, float]] = []
+
+    def progress(epoch: int, done: int, mean: float) -> None:
+        told.append((epoch, done, mean))
+
+    history = model.fit(
+        X[rows], Y[rows], training=Training(epochs=2, batch_size=20), engine=engine, progress=progress, n_threads=1
+    )
+    assert {epoch for epoch, _, _ in told} == {1, 2}
+    for epoch in (1, 2):
+        done = [examples for number, examples, _ in told if number == epoch]
+        assert done == sorted(set(done))
+        assert 0 < done[0] <= done[-1] <= examples
+    assert all(math.isfinite(mean) and mean > 0 for _, _, mean in told)
+    assert len(history.epochs) == 2
+
+
+def test_an_error_in_progress_leaves_the_last_whole_epoch(engine: str):
+    class OwnError(Exception):
+        pass
+
+    model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
+    rows = np.random.default_rng(0).integers(0, 90, 20000 if engine == "native" else 4000)
+    states: list[State] = []
+
+    def progress(epoch: int, done: int, mean: float) -> None:
+        if epoch == 2:
+            raise OwnError
+
+    with pytest.raises(OwnError):
+        model.fit(
+            X[rows], Y[rows], training=Training(epochs=2, batch_size=100), engine=engine, progress=progress,
+            after_epoch=states.append, n_threads=1,
+        )  # fmt: skip
+    kept = {n.removeprefix("model."): t for n, t in states[0].tensors.items() if n.startswith("model.")}
+    assert same(copy_of(model), kept)
+    assert not model.training
+
+
+INTERRUPTED = """
+import sys
+import numpy as np, torch
+from oracle import engine_of, make_data, make_model
+from wholebatch import Loss, Optimizer
+
+torch.set_num_threads(1)
+loss, optimizer = Loss("cross_entropy"), Optimizer("adam", 1e-4)
+model = make_model((64, 256, 256, 5), "batch", "before", "relu", dtype=torch.float32, dropout=0.1)
+data = make_data(model, loss, 2000)
+runner = engine_of(sys.argv[1], model, loss, optimizer, n_threads=2)
+
+def epoch(examples, progress=None):
+    order = np.arange(examples) % 2000
+    offsets = np.arange(0, examples + 1, int(sys.argv[2]))
+    runner.train_epoch(data, order, offsets, np.full(len(offsets) - 1, 1e-4), progress)
+
+def everything():
+    return {**model.state_dict(), **runner.optimizer_state, "step": torch.tensor(runner.step)}
+
+epoch(2000)
+before = {name: tensor.clone() for name, tensor in everything().items()}
+try:
+    epoch(20_000_000, lambda done, mean: print("RUNNING", done, flush=True))
+    print("FINISHED", flush=True)
+except KeyboardInterrupt:
+    print("INTERRUPTED", flush=True)
+    print("KEPT", all(torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
+    epoch(2000)
+    print("GOES ON", any(not torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("batch", [100, 2000])
+def test_ctrl_c_answers_at_once_and_leaves_the_last_whole_epoch(
+    engine: str, batch: int, request: pytest.FixtureRequest
+):
+    """In the midst of an epoch of minutes. Promised is a second; five are allowed for a machine that is busy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, engine, str(batch)],
+        cwd=request.path.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first.startswith("RUNNING"), first
+        process.send_signal(signal.SIGINT)
+        sent, waited, lines = time.monotonic(), math.inf, []
+        for line in process.stdout:
+            if line.startswith("INTERRUPTED"):
+                waited = time.monotonic() - sent
+            if not line.startswith("RUNNING"):
+                lines.append(line.split())
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert lines == [["INTERRUPTED"], ["KEPT", "True"], ["GOES", "ON", "True"]]
+    assert waited < 5

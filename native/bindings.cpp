@@ -95,14 +95,16 @@ void each_element(Network<T> &net, int layer, const std::string &role, const std
   T *data = array.data();
   if (role == "weight") { // torch's is (outputs, inputs)
     Buffer<T> &buffer = form(state.weight, which);
-    for (int o = 0; o < state.outputs; ++o)
+    for (int o = 0; o < state.outputs; ++o) {
+      const auto column = net.column(state, o);
       for (int i = 0; i < state.inputs; ++i)
-        copy(data[static_cast<std::size_t>(o) * state.inputs + i], buffer[net.weight_index(state, i, o)]);
+        copy(data[static_cast<std::size_t>(o) * state.inputs + i], buffer[column.at(i)]);
+    }
     return;
   }
   for (int o = 0; o < state.outputs; ++o) {
     if (role == "bias")
-      copy(data[o], form(state.weight, which)[net.weight_index(state, state.inputs, o)]);
+      copy(data[o], form(state.weight, which)[net.column(state, o).at(state.inputs)]);
     else
       copy(data[o], form(role == "norm_weight" ? state.gamma : state.beta, which)[o]);
   }

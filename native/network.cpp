@@ -91,9 +91,10 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
   centre_.resize(sizes[0]);
 }
 
-template <class T> std::size_t Network<T>::weight_index(const LayerState<T> &layer, int input, int output) const {
+template <class T> typename Network<T>::Column Network<T>::column(const LayerState<T> &layer, int output) const {
   const std::int64_t panel = output / panel_width(), wide = vectors_at(panel, layer.padded) * kernels_.width;
-  return panel * panel_width() * layer.depth + input * wide + output % panel_width();
+  return {static_cast<std::size_t>(panel * panel_width() * layer.depth + output % panel_width()),
+          static_cast<std::size_t>(wide)};
 }
 
 template <class T> void Network<T>::refresh() {

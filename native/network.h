@@ -95,8 +95,12 @@ public:
   const Configuration &configuration() const { return config_; }
   const Kernels<T> &kernels() const { return kernels_; }
   std::vector<LayerState<T>> &layers() { return layers_; }
-  // Where weight (input, output) stands in a layer's panels.
-  std::size_t weight_index(const LayerState<T> &layer, int input, int output) const;
+  // Where the weights of an output stand in its layer's panels: input i at offset + i * stride.
+  struct Column {
+    std::size_t offset, stride;
+    std::size_t at(int input) const { return offset + static_cast<std::size_t>(input) * stride; }
+  };
+  Column column(const LayerState<T> &layer, int output) const;
   // Makes the transposes, after parameters were set.
   void refresh();
 

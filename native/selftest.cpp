@@ -55,7 +55,7 @@ template <class T> std::vector<T> train(Configuration configuration, const Probl
   for (auto &layer : net.layers()) {
     for (int o = 0; o < layer.outputs; ++o)
       for (int i = 0; i < layer.depth; ++i)
-        layer.weight.value[net.weight_index(layer, i, o)] = static_cast<T>(uniform(random));
+        layer.weight.value[net.column(layer, o).at(i)] = static_cast<T>(uniform(random));
     for (int o = 0; layer.norm && o < layer.outputs; ++o)
       layer.gamma.value[o] = layer.running_var[o] = 1;
   }

@@ -286,10 +286,11 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
   const double unbiased = free == count ? 1 / std::max(1.0, count - 1) : free / (count * std::max(1.0, free - 1));
   for (int c = 0; c < state.outputs; ++c) {
     double whole_mean = mean[c];
-    if (layer == 0 && centred_) // the mean of the sums as they would have been
+    if (layer == 0 && centred_) { // the mean of the sums as they would have been
+      const Column column = this->column(state, c);
       for (int k = 0; k < state.inputs; ++k)
-        whole_mean +=
-            static_cast<double>(state.weight.value[weight_index(state, k, c)]) * static_cast<double>(centre_[k]);
+        whole_mean += static_cast<double>(state.weight.value[column.at(k)]) * static_cast<double>(centre_[k]);
+    }
     state.running_mean[c] += factor * (whole_mean - state.running_mean[c]);
     state.running_var[c] += factor * (m2[c] * unbiased - state.running_var[c]);
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -10,7 +12,7 @@ from torch import nn
 
 from oracle import EPS, PLACES, Oracle, assert_near, engine_of, make_data, make_model
 from wholebatch import Loss, Optimizer
-from wholebatch.feedforward.data import prepare_inputs
+from wholebatch.feedforward.data import Data, prepare_inputs
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -146,3 +148,24 @@ def test_gamma_sigma_and_beta_mu_give_the_unnormalised_net_back(engine: str, row
     assert_near({n: gradients[n] for n in names}, {n: expected[o] for n, o in names.items()}, tolerance=1e-11)
     unmatched, _ = engine_of(engine, before, loss).gradients(data)
     assert abs(unmatched - without) > 0.01  # other gammas and betas give another net
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("place", [("batch", "before"), ("batch", "after"), ("layer", "before")])
+def test_weighed_moments_take_a_weight_of_2_as_the_row_twice(
+    engine: str, place: tuple[str, str], kind: Any, dtype: torch.dtype
+):
+    """With ``weigh_moments``: loss, gradients and running statistics are those of the repeated rows, zero times too."""
+    loss = Loss(kind, alpha=0.25, weigh_moments=True)
+    model = make_model((5, 17, 7, 3), *place, "tanh", dtype=dtype, momentum=0.3)
+    data = make_data(model, loss, 24, mean=3.0)
+    weight = np.arange(24) % 4
+    weighted = Data(data.x, data.y, weight.astype(data.x.dtype))
+    oracle = Oracle(model, Loss(kind, alpha=0.25))
+    expected_loss, expected = oracle.gradients(data.take(np.repeat(np.arange(24), weight)))
+    given_loss, given = engine_of(engine, model, loss).gradients(weighted, update_running_statistics=True)
+    roundings = 24 * len(model.parts()) * 24**0.5 * EPS[dtype]
+    assert given_loss == pytest.approx(expected_loss, rel=roundings)
+    assert_near(given, expected, tolerance=8 * roundings, floor=roundings)
+    assert_near(dict(model.state_dict()), oracle.state(), tolerance=8 * roundings)

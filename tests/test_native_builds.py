@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -89,3 +90,14 @@ def test_the_sanitizers_find_nothing(sanitizers: str) -> None:
     assert result.stdout.count("128 nets of the same bits") == 2  # float32 and float64
     assert "ERROR" not in result.stderr
     assert "runtime error" not in result.stderr
+
+
+@native_only
+def test_the_stub_names_what_the_compiled_part_has() -> None:
+    tree = ast.parse((ROOT / "src" / "wholebatch" / "_native.pyi").read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    promised = {node.name for node in classes["_Network"].body if isinstance(node, ast.FunctionDef)} - {"__init__"}
+    module = kernels.native_module()
+    for name in ("NetworkFloat32", "NetworkFloat64"):
+        assert name in classes
+        assert promised == {attribute for attribute in vars(getattr(module, name)) if not attribute.startswith("_")}

@@ -1,0 +1,65 @@
+"""The compiled part (native/bindings.cpp). Arrays are C-contiguous; the callers check shapes."""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T", np.float32, np.float64)
+
+def instruction_set() -> str:
+    """Which kernels run: avx512, avx2 or portable. ValueError where WHOLEBATCH_INSTRUCTION_SET is wrong."""
+
+class _Network(Generic[T]):
+    def __init__(self, configuration: dict[str, Any], /) -> None: ...
+    def set(self, layer: int, role: str, form: str, array: NDArray[T], /) -> None:
+        """Copy an array of torch's shape in. role: weight, bias, norm_weight, norm_bias; form: value, first, second."""
+    def get(self, layer: int, role: str, form: str, array: NDArray[T], /) -> None:
+        """Copy out into an array of torch's shape; form may also be gradient."""
+    def set_running(
+        self, layer: int, mean: NDArray[np.float64], var: NDArray[np.float64], tracked: float, /
+    ) -> None: ...
+    def get_running(self, layer: int, mean: NDArray[np.float64], var: NDArray[np.float64], /) -> float:
+        """Copy out; returns num_batches_tracked."""
+    def refresh(self) -> None:
+        """After `set`: makes what the products need besides the weights."""
+    def penalty(self) -> float:
+        """The part of the last run's total that alpha added."""
+    def waited(self) -> float:
+        """Seconds that the calling thread waited for others in the last run, beyond spinning."""
+    def run(
+        self,
+        dense: NDArray[T] | None,
+        data: NDArray[T] | None,
+        indices32: NDArray[np.int32] | None,
+        indptr32: NDArray[np.int32] | None,
+        indices64: NDArray[np.int64] | None,
+        indptr64: NDArray[np.int64] | None,
+        classes: NDArray[np.int64] | None,
+        values: NDArray[T] | None,
+        weights: NDArray[T] | None,
+        order: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        first_step: int,
+        learning_rates: NDArray[np.float64] | None,
+        track: bool,
+        progress: Callable[[int, float], None] | None,
+    ) -> float:
+        """An epoch, or with learning_rates None the gradients of each step. Returns the sum of loss times examples.
+
+        Raises ArithmeticError(step, layer) where the loss is not finite.
+        """
+    def predict(
+        self,
+        dense: NDArray[T] | None,
+        data: NDArray[T] | None,
+        indices32: NDArray[np.int32] | None,
+        indptr32: NDArray[np.int32] | None,
+        indices64: NDArray[np.int64] | None,
+        indptr64: NDArray[np.int64] | None,
+        out: NDArray[T],
+    ) -> None: ...
+
+class NetworkFloat32(_Network[np.float32]): ...
+class NetworkFloat64(_Network[np.float64]): ...

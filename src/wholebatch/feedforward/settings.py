@@ -139,8 +139,9 @@ class Loss:
 class Optimizer:
     """torch's SGD, Adam and AdamW, with torch's formulas; ``weight_decay`` reaches every parameter, as there.
 
-    ``eps_hat`` adds Adam's ``eps`` before the bias correction instead of after it, to the uncorrected root of the second
-    moment: the epsilon-hat of Kingma and Ba's more efficient form (section 2), which scikit-learn and TensorFlow have.
+    ``eps_hat`` adds Adam's ``eps`` before the bias correction instead of after it, to the uncorrected root of the
+    second moment: the epsilon-hat of Kingma and Ba's more efficient form (section 2), which scikit-learn and TensorFlow
+    have.
 
     ``max_grad_norm`` clips the gradient's global 2-norm (``torch.nn.utils.clip_grad_norm_``) before the update.
     """

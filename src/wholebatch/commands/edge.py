@@ -17,6 +17,8 @@ from typing import NoReturn
 
 import click
 
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
 # Named here so that `wholebatch --help` need not import them: torch alone takes a second.
 SUBCOMMANDS = {
     "train": "Train a net on a table.",
@@ -51,7 +53,7 @@ def cli() -> None:
 class Interrupted(click.ClickException):
     """Ctrl-C, with what was kept."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("WHOLEBATCH_TRACEBACK"):
             raise
         code = _tell(error)
+    if code == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # taking torch down takes the interpreter a second more
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -84,7 +89,7 @@ def _tell(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         _say("interrupted")
-        return 130
+        return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `wholebatch predict ... --out - | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -147,6 +147,11 @@ def _tell_result(session: Session, recording: Recording, quiet: bool) -> None:
     from wholebatch.commands.progress import show_scores
 
     if not quiet:
+        if recording.stopped_early:
+            patience = session.settings.patience
+            click.echo(f"stopped early: {patience} epochs without a lower validation loss", err=True)
+        if recording.best_epoch is not None:
+            click.echo(f"kept: epoch {recording.best_epoch}, with the lowest validation loss", err=True)
         show_scores(recording)
     shown = recording.headline
     value = "-" if shown.score is None else f"{shown.score:.4f}"

@@ -10,6 +10,7 @@ A run that is killed between any two of these goes on from the last checkpoint a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -177,6 +178,14 @@ def resume(
     prepared, net, loss = _build(wanted)
     config.check_data(prepared, out)
     remove_parts(out)
+    here = kernels.instruction_set()
+    if config.engine == "native" and here != config.instruction_set:
+        warnings.warn(
+            f"the run in {out} was started with {config.instruction_set} instructions and goes on with {here}: "
+            "the last bits may differ from those of a run that was not stopped",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     config = config.model_copy(update={"settings": wanted.model_copy(update={"table": config.settings.table})})
     return Session(run, config, prepared, net, loss, state, tensorboard)
 

@@ -29,8 +29,7 @@ FREE = ("table", "threads", "split")
 class Settings(BaseModel):
     """The settings of a run; every one is an option of ``wholebatch train``, and none depends on the table's content.
 
-    The defaults were chosen by five seeds each on scikit-learn's digits, iris, wine, breast_cancer and diabetes, split
-    68/12/20 into training, validation and test rows; the table of that trial stands in ``docs/defaults.md``.
+    The defaults were chosen on scikit-learn's small sets; ``docs/defaults.md`` shows what they give.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

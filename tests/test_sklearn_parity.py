@@ -105,10 +105,11 @@ def test_lbfgs_with_several_outputs_finds_the_minimum(engine: str) -> None:
     mine = ours(MLPRegressor, engine, hidden_layer_sizes=(), solver="lbfgs", alpha=20.0, tol=1e-9, random_state=0)
     mine.fit(x, y)
     exact = Ridge(alpha=20.0).fit(x, y)
-    # L-BFGS stops within 2.2e-9 of the least loss (SciPy's ftol); at a curvature of 0.5 that is 1e-4 in a coefficient.
-    np.testing.assert_allclose(mine.coefs_[0].T, exact.coef_, rtol=0, atol=1e-4)
+    # L-BFGS stops where a step gains under 2.2e-9 (SciPy's ftol): some 1e-8 above the least loss, and at a curvature of
+    # 0.5 within 2e-4 of the coefficients.
+    np.testing.assert_allclose(mine.coefs_[0].T, exact.coef_, rtol=0, atol=2e-4)
     error = 0.5 * np.mean((exact.predict(x) - y) ** 2) + 0.5 * 20.0 * np.sum(exact.coef_**2) / len(x)
-    np.testing.assert_allclose(mine.loss_, error, rtol=0, atol=2.2e-9)
+    np.testing.assert_allclose(mine.loss_, error, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])

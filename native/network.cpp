@@ -144,14 +144,16 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
 template <class T> void Network<T>::centre(const Epoch &epoch) {
   centred_ = false;
   const bool cancels = hidden() > 0 && config_.norm == Norm::batch && !config_.after;
-  if (!cancels || !epoch.table.dense)
+  if (!cancels)
     return;
   const int columns = config_.sizes[0];
   const std::int64_t rows = std::min<std::int64_t>(64, epoch.offsets[epoch.steps]);
+  T *sample = work_[0].h.get();
+  gather(epoch.table, epoch.order, static_cast<int>(rows), 0, columns, false, sample);
   std::vector<double> mean(columns), m2(columns);
   for (std::int64_t r = 0; r < rows; ++r)
     for (int c = 0; c < columns; ++c) {
-      const double value = epoch.table.dense[epoch.order[r] * columns + c], delta = value - mean[c];
+      const double value = sample[r * ldh_ + c], delta = value - mean[c];
       mean[c] += delta / static_cast<double>(r + 1);
       m2[c] += delta * (value - mean[c]);
     }
@@ -167,10 +169,11 @@ void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int cou
                         std::int64_t end, bool centred, T *h) const {
   const std::int64_t columns = config_.sizes[0], stop = std::min(end, columns);
   const auto sparse = [&](const auto *indices, const auto *indptr, std::int64_t row, T *to) {
-    std::fill(to + begin, to + stop, T(0));
+    for (std::int64_t c = begin; c < stop; ++c)
+      to[c] = centred ? -centre_[c] : T(0);
     const auto *first = indices + indptr[row], *last = indices + indptr[row + 1];
     for (const auto *i = std::lower_bound(first, last, begin); i != last && *i < stop; ++i)
-      to[*i] = table.data[i - indices];
+      to[*i] += table.data[i - indices];
   };
   for (int r = 0; r < count; ++r, h += ldh_) {
     const std::int64_t row = rows ? rows[r] : r;

@@ -92,8 +92,14 @@ class NativeEngine:
         total = self._run(network, data, order, offsets, rates, track=True, progress=progress)
         self._spare_busy_cores(network.waited() / (time.perf_counter() - start))
         self._check_update(network, steps)
-        self._store(network)
-        self.step += steps
+        done = self.step + steps
+        try:
+            self._store(network)
+        except KeyboardInterrupt:  # better an epoch more than a net that is half of this epoch and half of the last
+            self._store(network)
+            self.step = done
+            raise
+        self.step = done
         examples = int(offsets[-1])
         return EpochResult(total / examples, examples, steps, network.penalty() / examples)
 

@@ -13,7 +13,8 @@ HEADER = "# The commands\n\nWhat `--help` prints, written by `make docs`.\n"
 
 def help_of(command: click.Command, name: str, parent: click.Context | None = None) -> str:
     """The help of a command and of all below it, as Markdown."""
-    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    settings = {**command.context_settings, "max_content_width": 100, "terminal_width": 100}  # -h and --help among them
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     text = f"\n## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
         for each in command.list_commands(context):

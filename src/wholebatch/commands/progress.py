@@ -32,7 +32,6 @@ class Display:
 
     def __init__(self, session: Session, quiet: bool) -> None:
         self.session, self.quiet = session, quiet
-        self.epochs_done = session.epochs_done
         self.total = session.settings.epochs
         self.rows = len(session.prepared.training)
         self._latest = ""
@@ -52,8 +51,8 @@ class Display:
         self._task = self._bar.add_task(
             "train",
             total=self.total * self.rows,
-            completed=self.epochs_done * self.rows,
-            epoch=min(self.epochs_done + 1, self.total),
+            completed=session.epochs_done * self.rows,
+            epoch=min(session.epochs_done + 1, self.total),
             epochs=self.total,
             measures="",
         )
@@ -85,7 +84,6 @@ class Display:
     def epoch(self, row: dict[str, float]) -> None:
         """After an epoch: its line of metrics."""
         number = int(row["epoch"])
-        self.epochs_done = number
         if "validation_score" in row:
             self._latest = f"  validation {row['validation_score']:.4f}"
         if self.live:

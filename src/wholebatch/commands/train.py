@@ -38,27 +38,54 @@ FRACTION = click.FloatRange(0, 1, max_open=True)
 @click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing.")
 @click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer, or none.")
 @click.option("--norm", type=click.Choice(NORMS), default="batch", help="What normalises each hidden layer.")
-@click.option("--norm-position", type=click.Choice(("before", "after")), default="before", help="... the activation.")
-@click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu")
-@click.option("--dropout", type=FRACTION, default=0.3, help="Share of hidden outputs dropped in training.")
-@click.option("--loss", type=click.Choice(LOSSES), default="auto", help="auto: what fits the task.")
-@click.option("--label-smoothing", type=FRACTION, help="[default: 0.05 for classification, else 0]")
-@click.option("--class-weight", type=click.Choice(("balanced",)), help="balanced: rare classes count more.")
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw")
-@click.option("--momentum", type=FRACTION, default=0.9, help="sgd's.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-3)
+@click.option(
+    "--norm-position", type=click.Choice(("before", "after")), default="before", help="Before or after the activation."
+)
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu", help="Of the hidden layers.")
+@click.option("--dropout", type=FRACTION, metavar="X", default=0.3, help="Share of hidden outputs dropped in training.")
+@click.option("--loss", type=click.Choice(LOSSES), default="auto", help="What to minimise; auto: what fits the task.")
+@click.option(
+    "--label-smoothing",
+    type=FRACTION,
+    metavar="X",
+    help="Share of the truth spread over all classes.  [default: 0.05, labels 0]",
+)
+@click.option("--class-weight", type=click.Choice(("balanced",)), help="Let rare classes count more.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", help="How the weights are moved.")
+@click.option("--momentum", type=FRACTION, metavar="X", default=0.9, help="Of sgd; the others have none.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    default=3e-3,
+    help="The highest of the schedule.",
+)
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", help="How the learning rate changes.")
-@click.option("--weight-decay", type=click.FloatRange(0), default=1e-2)
-@click.option("--clip", type=click.FloatRange(0, min_open=True), help="Bound on the gradient's norm.")
-@click.option("--batch-size", type=AT_LEAST_1, default=32, help="Rows of a mini-batch.")
-@click.option("--epochs", type=AT_LEAST_1, default=60, help="Times that every training row is seen.")
-@click.option("--validation-fraction", type=FRACTION, default=0.15, help="Rows to watch the training with.")
-@click.option("--test-fraction", type=FRACTION, default=0.0, help="Rows kept for a test at the end.")
-@click.option("--patience", type=click.IntRange(0), default=20, help="Epochs without progress to stop after; 0: never.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of splits, first weights, shuffling and dropout.")
-@click.option("--threads", type=AT_LEAST_1, help="Example-threads; the result does not depend on them.")
+@click.option(
+    "--weight-decay", type=click.FloatRange(0), metavar="X", default=1e-2, help="How strongly weights are drawn to 0."
+)
+@click.option("--clip", type=click.FloatRange(0, min_open=True), metavar="X", help="Bound on the gradient's norm.")
+@click.option("--batch-size", type=AT_LEAST_1, metavar="N", default=32, help="Rows of a mini-batch.")
+@click.option("--epochs", type=AT_LEAST_1, metavar="N", default=60, help="Times that every training row is seen.")
+@click.option(
+    "--validation-fraction", type=FRACTION, metavar="X", default=0.15, help="Rows to watch the training with."
+)
+@click.option("--test-fraction", type=FRACTION, metavar="X", default=0.0, help="Rows kept for a test at the end.")
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    metavar="N",
+    default=20,
+    help="Epochs without progress to stop after; 0: never.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", default=0, help="Of splits, first weights, shuffling and dropout."
+)
+@click.option("--threads", type=AT_LEAST_1, metavar="N", help="Example-threads; the result does not depend on them.")
 @click.option("--split", type=click.Choice(("auto", "example", "neuron")), default="auto", help="How threads share.")
-@click.option("--engine", type=click.Choice(("auto", "native", "reference")), default="auto")
+@click.option(
+    "--engine", type=click.Choice(("auto", "native", "reference")), default="auto", help="What does the arithmetic."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/TABLE-DATE]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events, too.")
@@ -117,25 +144,25 @@ def _run(session: Session, quiet: bool) -> Recording:
     """Train with a progress bar; Ctrl-C and errors say what was kept."""
     from wholebatch.commands.progress import Display
 
-    run = session.run.path
     display = Display(session, quiet)
     try:
         with display:
             return session.train(display.progress, display.epoch)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted: {_kept(session, display.epochs_done)}") from None
+        raise Interrupted(f"interrupted: {_kept(session)}") from None
     except OSError as error:
-        raise click.ClickException(f"{explain(error)}; {_kept(session, display.epochs_done)}") from error
+        raise click.ClickException(f"{explain(error)}; {_kept(session)}") from error
     except ValueError as error:
-        kept = f"; epochs 1 to {display.epochs_done} are kept in {run}" if display.epochs_done else ""
+        done = session.run.epochs_kept
+        kept = f"; epochs 1 to {done} are kept in {session.run.path}" if done else ""
         raise click.ClickException(f"{error}{kept}") from error
 
 
-def _kept(session: Session, done: int) -> str:
+def _kept(session: Session) -> str:
     """What stands in the run folder, and how to go on."""
+    run, done = session.run.path, session.run.epochs_kept
     if done == 0:
         return "no epoch was finished, nothing was kept"
-    run = session.run.path
     return (
         f"{done} of {session.settings.epochs} epochs are kept in {run}, "
         f"go on with: wholebatch train --resume {shlex.quote(str(run))}"

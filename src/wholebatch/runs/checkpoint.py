@@ -73,6 +73,20 @@ def load_checkpoint(folder: Path) -> State | None:
     return State(History(**values["history"]), values["step"], tensors)
 
 
+def epochs_kept(folder: Path) -> int:
+    """How many epochs the checkpoint in ``folder`` holds, from its header alone; 0 where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with safetensors.safe_open(str(folder / FILE), framework="numpy") as file:
+            values = json.loads(file.metadata()["state"])
+    except FileNotFoundError:
+        return 0
+    return len(values["history"]["epochs"])
+
+
 def _digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
     total = hashlib.sha256()

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from wholebatch.runs.checkpoint import FILE as CHECKPOINT
+from wholebatch.runs.checkpoint import epochs_kept
 from wholebatch.runs.files import remove_parts, write_json
 from wholebatch.runs.model import DESCRIPTION, NET, Model, read_described
 from wholebatch.runs.prepared import Prepared
@@ -89,6 +90,11 @@ class Run:
     @property
     def has_checkpoint(self) -> bool:
         return (self.path / CHECKPOINT).exists()
+
+    @property
+    def epochs_kept(self) -> int:
+        """Epochs that a resumed run would not train again."""
+        return epochs_kept(self.path)
 
     @property
     def has_model(self) -> bool:

@@ -103,20 +103,18 @@ template <class T> inline PanelAt panel_at(int column, int columns, std::int64_t
 }
 
 template <class T>
-void transpose(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end) {
+void transpose(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin, int end) {
   constexpr int N = 2 * width<T>;
+  const PanelAt source = panel_at<T>(output, outputs, depth);
+  const int stop = output + N < outputs ? output + N : outputs;
   // Tiles of one panel by one panel stay in the first-level cache, and are written row by row.
   for (int q = begin / N * N; q < end; q += N) {
     const PanelAt to = panel_at<T>(q, inputs, outputs);
     const int from = q < begin ? begin : q, until = q + N < end ? q + N : end;
-    for (int p = 0; p < outputs; p += N) {
-      const PanelAt source = panel_at<T>(p, outputs, forward_depth);
-      const int stop = p + N < outputs ? p + N : outputs;
-      for (int c = p; c < stop; ++c)
-        for (int k = from; k < until; ++k)
-          back[to.offset + static_cast<std::int64_t>(c) * to.wide + k - q] =
-              forward[source.offset + static_cast<std::int64_t>(k) * source.wide + c - p];
-    }
+    for (int c = output; c < stop; ++c)
+      for (int k = from; k < until; ++k)
+        back[to.offset + static_cast<std::int64_t>(c) * to.wide + k - q] =
+            forward[source.offset + static_cast<std::int64_t>(k) * source.wide + c - output];
   }
 }
 

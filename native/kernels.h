@@ -65,8 +65,9 @@ template <class T> struct Kernels {
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
   void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
                               int vectors, T *out, bool first);
-  // back (panels of inputs) = the transpose of forward (panels of outputs), for inputs [begin, end)
-  void (*transpose)(const T *forward, std::int64_t forward_depth, int outputs, T *back, int inputs, int begin, int end);
+  // back (panels of inputs) = the transpose of forward's panel that begins at `output`, for inputs [begin, end)
+  void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,
+                    int end);
 
   // Mean and M2 of u over the block's rows, for `vectors` vectors of columns.
   void (*moments)(const Between<T> &, Rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2);

@@ -59,8 +59,8 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
       layer.back.resize(static_cast<std::size_t>(layer.outputs) * whole(layer.inputs, width));
     layer.real.resize(layer.padded);
     std::fill_n(layer.real.get(), layer.outputs, T(1));
-    layer.weight_squares.resize(layer.depth);
-    layer.gradient_squares.resize(layer.depth);
+    for (Buffer<double> *squares : {&layer.weight_squares, &layer.gradient_squares})
+      squares->resize(panels_of(layer.padded) * layer.depth);
     if (layer.norm) {
       layer.gamma.resize(layer.padded, config_.optimizer, momentum);
       layer.beta.resize(layer.padded, config_.optimizer, momentum);
@@ -100,8 +100,9 @@ template <class T> typename Network<T>::Column Network<T>::column(const LayerSta
 template <class T> void Network<T>::refresh() {
   for (int l = 1; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
-    kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, layer.back.get(), layer.inputs, 0,
-                       layer.inputs);
+    for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
+      kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, static_cast<int>(p * panel_width()),
+                         layer.back.get(), layer.inputs, 0, layer.inputs);
   }
 }
 
@@ -230,13 +231,17 @@ template <class T> typename Network<T>::Share Network<T>::share(int worker, std:
   return {{blocks * worker / workers, blocks * (worker + 1) / workers}, {0, panels}};
 }
 
-// The rows of a weight matrix whose gradient and update are this worker's: each element over all examples, so no
-// partial sums.
-template <class T> typename Network<T>::Range Network<T>::rows_of_depth(int worker, int depth) const {
+// The part of a weight matrix whose gradient and update are this worker's, over all examples. By neuron it is the
+// outputs that the worker also multiplies by: they stay in its cache from step to step.
+template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const LayerState<T> &layer) const {
+  const std::int64_t workers = config_.threads;
+  if (config_.by_neuron)
+    return {{0, layer.depth}, share(worker, 0, layer.padded).panels};
   constexpr std::int64_t unit = 4; // whole quadruples fill register tiles
-  const std::int64_t units = (depth + unit - 1) / unit, workers = config_.threads;
-  return {std::min<std::int64_t>(depth, units * worker / workers * unit),
-          std::min<std::int64_t>(depth, units * (worker + 1) / workers * unit)};
+  const std::int64_t units = (layer.depth + unit - 1) / unit;
+  return {{std::min<std::int64_t>(layer.depth, units * worker / workers * unit),
+           std::min<std::int64_t>(layer.depth, units * (worker + 1) / workers * unit)},
+          {0, panels_of(layer.padded)}};
 }
 
 // Worker 0 is the calling thread: it is the one that may ask Python whether there was a Ctrl-C.

@@ -66,7 +66,7 @@ template <class T> struct LayerState {
   Buffer<T> z;                                     // (rows, stride)
   Buffer<T> row_mean, row_rstd;                    // layer and rms norm
   Buffer<double> means, m2s, sum_gs, sum_gxs;      // [block][padded]
-  Buffer<double> weight_squares, gradient_squares; // per row of depth
+  Buffer<double> weight_squares, gradient_squares; // of each row: [panel][depth]
 };
 
 // What a worker holds for itself: each layer's merged statistics (every worker merges, so that one meeting is enough)
@@ -132,6 +132,10 @@ private:
   struct Share {
     Range blocks, panels;
   };
+  // A worker's part of a weight matrix: rows of its depth, and panels of its outputs.
+  struct Tile {
+    Range depth, panels;
+  };
   // The step under way, as one worker sees it.
   struct Step {
     int worker;
@@ -165,8 +169,9 @@ private:
 
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);
-  void finish_gradient(const Step &step, int layer, Range depth);
-  void update_layer(const Step &step, int layer, Range depth);
+  void finish_gradient(const Step &step, int layer, const Tile &tile);
+  void update_layer(const Step &step, int layer, const Tile &tile);
+  void square_rows(const LayerState<T> &state, const Tile &tile, const Buffer<T> &of, Buffer<double> &squares);
   void clip_and_update(const Step &step);
   void add_penalty(const Step &step);
 
@@ -177,13 +182,21 @@ private:
               bool centred, T *h) const;
   Between<T> between(int worker, int layer) const;
   Share share(int worker, std::int64_t blocks, int padded) const;
-  Range rows_of_depth(int worker, int depth) const;
+  Tile tile(int worker, const LayerState<T> &layer) const;
   void poll(int worker);
   Team &team();
 
   std::int64_t panel_width() const { return 2 * kernels_.width; }
   std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
   int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
+  // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.
+  template <class F> void each_stretch(const LayerState<T> &state, const Tile &tile, F f) const {
+    if (tile.depth.begin < tile.depth.end)
+      for (std::int64_t p = tile.panels.begin; p < tile.panels.end; ++p) {
+        const std::int64_t wide = vectors_at(p, state.padded) * kernels_.width;
+        f(p, p * panel_width() * state.depth + tile.depth.begin * wide, (tile.depth.end - tile.depth.begin) * wide);
+      }
+  }
   int hidden() const { return static_cast<int>(layers_.size()) - 1; }
   bool row_norm() const { return config_.norm == Norm::layer || config_.norm == Norm::rms; }
   T *gradients_of(int layer) { return g_[layer % 3].get(); }

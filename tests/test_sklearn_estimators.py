@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -432,17 +433,25 @@ def test_pipeline_grid_search_and_cross_validation(digits: Any) -> None:
 
 
 def test_forked_workers_predict(digits: Any) -> None:
-    """A fork has none of the parent's threads: the engine has to be made anew there, or the child waits for ever."""
+    """A fork has none of the parent's threads, and the lock that one of them held stays locked: the engine is made anew."""
     import multiprocessing
 
     x, x_test, y, _ = digits
-    estimator = MLPClassifier((20,), max_iter=2, random_state=0, n_threads=2).fit(x, y)
+    estimator = MLPClassifier((200, 200), max_iter=2, random_state=0, n_threads=2).fit(x, y)
     expected = estimator.predict_proba(x_test)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    # The target is inherited, not pickled: the child starts with the parent's engine in its hands.
+    child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(estimator.predict_proba(x_test)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads: just our case
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            got = pool.apply_async(estimator.predict_proba, (x_test,)).get(timeout=60)
-    np.testing.assert_array_equal(got, expected)
+        with estimator._live.lock:  # as if another thread were predicting just now
+            child.start()
+    try:
+        assert receiver.poll(60), "the forked process did not answer"
+        np.testing.assert_array_equal(receiver.recv(), expected)
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_threads_of_python_may_predict_at_once(digits: Any) -> None:
@@ -582,12 +591,18 @@ def test_ctrl_c_leaves_a_whole_epoch(engine: str) -> None:
     x, y = load_digits(return_X_y=True)
     endless(engine, 1).fit(x, y)  # what is imported at the first use is imported before the signal
     estimator = endless(engine)
-    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def interrupt() -> None:
+        while len(getattr(estimator, "loss_curve_", ())) < 8:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt, daemon=True)
+    watcher.start()
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         estimator.fit(x, y)
-    timer.join()
-    assert 0 < estimator.n_iter_ == len(estimator.loss_curve_) < 10**6
+    watcher.join()
+    assert 8 <= estimator.n_iter_ == len(estimator.loss_curve_) < 10**6
     done, ahead = (endless(engine, estimator.n_iter_ + more).fit(x, y) for more in (0, 1))
     assert same_arrays(estimator, done) or same_arrays(estimator, ahead)
     assert estimator.score(x, y) > 0.5

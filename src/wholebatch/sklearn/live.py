@@ -55,7 +55,10 @@ class Live:
     lock: threading.Lock = field(default_factory=threading.Lock)  # an engine answers one caller at a time
 
     def serves(self, estimator: Any) -> bool:
-        """Whether the estimator still has these arrays and wants this team, and the team's threads live here."""
+        """Whether the estimator still has these arrays and wants this team, in the process that made it.
+
+        In a forked process the team's threads are missing, and the lock stays locked if another thread held it.
+        """
         now = arrays_of(estimator)
         same = len(now) == len(self.arrays) and all(a is b for a, b in zip(now, self.arrays, strict=True))
         return same and self.pid == os.getpid() and self.team == Team.of(estimator)

@@ -433,7 +433,7 @@ def test_pipeline_grid_search_and_cross_validation(digits: Any) -> None:
 
 
 def test_forked_workers_predict(digits: Any) -> None:
-    """A fork has none of the parent's threads, and the lock that one of them held stays locked: a new engine is made."""
+    """A fork has none of the parent's threads, and the lock that one of them held stays locked: a new one is made."""
     import multiprocessing
 
     x, x_test, y, _ = digits

@@ -117,7 +117,7 @@ public:
   // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then
   // unspecified.
   double run(const Epoch &epoch);
-  // Nanoseconds that the calling thread waited for others in the last run, beyond spinning.
+  // Nanoseconds that the calling thread was parked or put aside in the last run.
   std::int64_t waited() const { return team_ ? team_->waited() : 0; }
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
 

@@ -1,17 +1,25 @@
 #include "team.h"
 
 #include <sched.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <chrono>
+#include <climits>
 
 namespace wholebatch {
 
 namespace {
 
-// Measured elsewhere on busy cores: 2,000 spins before yielding cost 60 microseconds a meeting, about 64 cost 2 to 12.
-// A meeting on free cores is over within some hundred spins, so the first stretch covers it.
-constexpr int spins = 256;
-constexpr int yields = 32;
+// docs/decisions.md has the measurements. Spinning longer makes hypervisors take the core away; parking earlier makes
+// them halt it, and waking it takes longer than a step of a small net.
+constexpr int spins = 64;
+constexpr int yields = 5000; // one to two milliseconds on a free core
+constexpr auto late = std::chrono::microseconds(50);
+constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -23,18 +31,54 @@ inline void relax() {
 
 } // namespace
 
-std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
+std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
+  using Clock = std::chrono::steady_clock;
   for (int i = 0; i < spins; ++i) {
     if (word.load(std::memory_order_acquire) != old)
       return 0;
     relax();
   }
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < yields && word.load(std::memory_order_acquire) == old; ++i)
+  auto before = Clock::now();
+  const int crowded = crowded_.load(std::memory_order_relaxed);
+  if (crowded > 0)
+    crowded_.store(crowded - 1, std::memory_order_relaxed);
+  for (int i = 0; crowded == 0 && i < yields; ++i) {
+    if (word.load(std::memory_order_acquire) != old)
+      return 0;
     sched_yield();
-  while (word.load(std::memory_order_acquire) == old)
-    word.wait(old, std::memory_order_acquire);
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    const auto now = Clock::now();
+    if (now - before > late) {
+      crowded_.store(crowded_waits, std::memory_order_relaxed);
+      break;
+    }
+    before = now;
+  }
+  park(word, old);
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - before).count();
+}
+
+// The standard library's wait yields a few times before it parks, which costs as many time slices among busy
+// neighbours.
+void Team::park(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
+  static_assert(sizeof(word) == 4);
+  parked_.fetch_add(1); // before the system compares the word: publish() looks at it after it changed the word
+  while (word.load() == old)
+#ifdef __linux__
+    syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+#else
+    word.wait(old);
+#endif
+  parked_.fetch_sub(1);
+}
+
+void Team::publish(std::atomic<std::uint32_t> &word, std::uint32_t value) {
+  word.store(value);
+  if (parked_.load() > 0)
+#ifdef __linux__
+    syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+    word.notify_all();
+#endif
 }
 
 Team::Team(int size) : size_(size) {
@@ -44,8 +88,7 @@ Team::Team(int size) : size_(size) {
 
 Team::~Team() {
   ending_ = true;
-  started_.fetch_add(1, std::memory_order_release);
-  started_.notify_all();
+  publish(started_, started_.load(std::memory_order_relaxed) + 1);
   for (auto &thread : threads_)
     thread.join();
 }
@@ -63,8 +106,7 @@ void Team::live(int worker) {
 void Team::run(const std::function<void(int)> &job) {
   stop_asked_.store(false, std::memory_order_relaxed);
   job_ = &job;
-  started_.fetch_add(1, std::memory_order_release);
-  started_.notify_all();
+  publish(started_, started_.load(std::memory_order_relaxed) + 1);
   waited_ = 0;
   job(0);
   meet(0);
@@ -77,8 +119,7 @@ bool Team::meet(int worker) {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<std::uint32_t>(size_)) {
     arrived_.store(0, std::memory_order_relaxed);
     stop_published_ = stop_asked();
-    meeting_.store(meeting + 1, std::memory_order_release);
-    meeting_.notify_all();
+    publish(meeting_, meeting + 1);
   } else {
     const std::int64_t waited = wait_while_equal(meeting_, meeting);
     if (worker == 0)

@@ -1,8 +1,8 @@
 // A team of threads that stays alive between steps, and the barrier at which they meet.
 //
 // A step of a small net takes 10 microseconds, less than waking a parked thread does. So whoever waits spins first (the
-// others are usually nanoseconds away), then yields (a busy neighbour may hold the core that they need), and parks only
-// after that.
+// others are usually nanoseconds away), then yields. Where a yield comes back late, another process holds this core:
+// then parking is better, for a parked thread is woken ahead of it, while one that yields waits for its turn.
 #pragma once
 
 #include <atomic>
@@ -12,9 +12,6 @@
 #include <vector>
 
 namespace wholebatch {
-
-// Spins, then yields, then parks until `word` differs from `old`. Returns the nanoseconds that it took beyond spinning.
-std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
 
 class Team {
 public:
@@ -34,14 +31,17 @@ public:
 
   // Asks every worker to leave at the next meeting.
   void ask_to_stop() { stop_asked_.store(true, std::memory_order_relaxed); }
-  // Nanoseconds that worker 0 waited beyond spinning in the last run: much where there are fewer free cores than
-  // workers.
+  // Nanoseconds that worker 0 was parked or put aside in the last run: many where free cores are fewer than workers.
   std::int64_t waited() const { return waited_; }
 
   bool stop_asked() const { return stop_asked_.load(std::memory_order_relaxed); }
 
 private:
   void live(int worker);
+  void park(const std::atomic<std::uint32_t> &word, std::uint32_t old);
+  void publish(std::atomic<std::uint32_t> &word, std::uint32_t value); // and wakes whoever is parked on it
+  // Returns when `word` differs from `old`, with the nanoseconds that it was parked or put aside.
+  std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
 
   const int size_;
   std::vector<std::thread> threads_;
@@ -50,6 +50,8 @@ private:
   std::int64_t waited_ = 0;
   bool stop_published_ = false;
   std::atomic<bool> stop_asked_{false};
+  std::atomic<int> parked_{0};
+  std::atomic<int> crowded_{0}; // for so many more waits: park instead of yielding
   alignas(64) std::atomic<std::uint32_t> started_{0};
   alignas(64) std::atomic<std::uint32_t> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> meeting_{0};

@@ -238,7 +238,7 @@ def test_pickled_weights_are_not_run(command: Command, run: Path):
     trap = b"cos\nsystem\n(S'touch executed'\ntR."
     (run / "model.safetensors").write_bytes(trap)
     description = json.loads((run / "model.json").read_text())
-    from wholebatch.runs.files import sha256
+    from wholebatch.files import sha256
 
     spoil_json(net_sha256=sha256(trap))(run)
     assert description["net_sha256"] != sha256(trap)

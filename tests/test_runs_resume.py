@@ -16,8 +16,7 @@ import safetensors.numpy
 
 from processes import Command, start
 from tables_for_runs import quick_settings, write_small
-from wholebatch import runs
-from wholebatch.runs import files
+from wholebatch import files, runs
 
 TIMES = ("seconds", "examples_per_second")
 

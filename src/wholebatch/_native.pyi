@@ -27,7 +27,7 @@ class _Network(Generic[T]):
     def penalty(self) -> float:
         """The part of the last run's total that alpha added."""
     def waited(self) -> float:
-        """Seconds that the calling thread waited for others in the last run, beyond spinning."""
+        """Seconds that the calling thread was parked or put aside in the last run."""
     def run(
         self,
         dense: NDArray[T] | None,

@@ -24,8 +24,8 @@ def predict(run: Path, table: str, out: str) -> None:
     suffix = Path(out).suffix.lower()
     if out != "-" and suffix not in SUFFIXES:
         raise click.UsageError(f"--out {out} ends in no kind of file known here; end it in .csv or .parquet, or use -")
+    from wholebatch.files import write
     from wholebatch.runs import Run
-    from wholebatch.runs.files import write
     from wholebatch.tables import read_table
 
     model = Run(run).read_model()

@@ -31,8 +31,8 @@ from wholebatch.kernels import native_module
 WORK_PER_THREAD = 2_000_000
 # Below so many rows for each thread there are too few blocks to share; the columns of the weights are shared instead.
 BLOCK_ROWS = 128
-# The share of an epoch spent waiting (beyond spinning) that tells of busy cores; on free ones it is below 0.05.
-WAIT_SHARE = 0.4
+# The share of an epoch that a thread is parked or put aside which tells of busy cores; on free ones it is about 0.
+WAIT_SHARE = 0.25
 
 
 def usable_cores() -> int:
@@ -74,7 +74,7 @@ class NativeEngine:
             for name, parameter in model.named_parameters()
         }
         self._networks: dict[tuple[int, bool], Any] = {}
-        self._most_threads = usable_cores()
+        self._most_threads, self._crowded_epochs = usable_cores(), 0
 
     def train_epoch(
         self,
@@ -132,9 +132,12 @@ class NativeEngine:
     def _spare_busy_cores(self, waited: float) -> None:
         """Where others hold the cores, a team waits for whichever of its threads was put aside: halve it.
 
-        No result depends on the number of threads, so it may change between epochs.
+        Twice in a row, for anyone is put aside once. No result depends on the number of threads, so it may change
+        between epochs.
         """
-        if waited > WAIT_SHARE:
+        self._crowded_epochs = self._crowded_epochs + 1 if waited > WAIT_SHARE else 0
+        if self._crowded_epochs == 2:
+            self._crowded_epochs = 0
             self._most_threads = max(1, min(self._most_threads, usable_cores()) // 2)
 
     def _network(self, rows: int) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from wholebatch.feedforward.module import FeedForward
+from wholebatch.files import write
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message, and so of an ONNX file
 
@@ -48,17 +49,7 @@ def to_onnx(net: FeedForward, path: str | os.PathLike[str]) -> None:
             verbose=False,
         )
     assert program is not None
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(program.model_proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write(Path(path), program.model_proto.SerializeToString())
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import wholebatch
 from wholebatch.feedforward.training import History, State
-from wholebatch.runs.files import write
+from wholebatch.files import write
 
 FORMAT, VERSION = "wholebatch checkpoint", 1
 FILE = "checkpoint.safetensors"

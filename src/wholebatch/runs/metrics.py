@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wholebatch.runs.files import append_line, write
+from wholebatch.files import append_line, write
 
 SCALARS = ("loss", "learning_rate", "examples_per_second", "validation_loss", "validation_score")
 

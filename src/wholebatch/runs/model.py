@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import wholebatch
 from wholebatch.feedforward import Architecture, FeedForward
-from wholebatch.runs.files import sha256, write, write_json
+from wholebatch.files import sha256, write, write_json
 from wholebatch.tables import Preprocessing, Target
 
 FORMAT, VERSION = "wholebatch model", 1

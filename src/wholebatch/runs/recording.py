@@ -19,8 +19,8 @@ from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.evaluation import score
 from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.training import History
+from wholebatch.files import write
 from wholebatch.runs.evaluation import Evaluation, evaluate
-from wholebatch.runs.files import write
 from wholebatch.runs.folder import Config
 from wholebatch.runs.model import Model, read_described
 from wholebatch.runs.prepared import Part, Prepared

@@ -18,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from wholebatch.files import write
 from wholebatch.runs.figures import draw, templates
-from wholebatch.runs.files import write
 from wholebatch.runs.recording import LayerRecord, Recording
 
 PAGE = resources.files("wholebatch.runs") / "page"

@@ -23,8 +23,8 @@ from wholebatch import kernels
 from wholebatch.feedforward import FeedForward, Loss, State
 from wholebatch.feedforward.data import batch_offsets
 from wholebatch.feedforward.training import fit
+from wholebatch.files import remove_parts
 from wholebatch.runs.checkpoint import load_checkpoint, save_checkpoint
-from wholebatch.runs.files import remove_parts
 from wholebatch.runs.folder import EVENTS, Config, Run
 from wholebatch.runs.metrics import Metrics, check_tensorboard
 from wholebatch.runs.model import Model

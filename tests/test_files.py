@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from wholebatch.runs import files
-from wholebatch.runs.files import append_line, remove_parts, replacing, write, write_json
+from wholebatch import files
+from wholebatch.files import append_line, remove_parts, replacing, write, write_json
 
 # The module alone: with its package come torch and scikit-learn, which take seconds to import.
 WRITE_FOREVER = """

@@ -1,7 +1,5 @@
 #include "network.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -106,14 +104,9 @@ template <class T> void Network<T>::refresh() {
   }
 }
 
-// A child that was forked has the team's memory but not its threads: it makes a team of its own.
 template <class T> Team &Network<T>::team() {
-  if (team_ && team_process_ != getpid())
-    static_cast<void>(team_.release());
-  if (!team_) {
+  if (!team_ || !team_->is_here())
     team_ = std::make_unique<Team>(config_.threads);
-    team_process_ = getpid();
-  }
   return *team_;
 }
 

@@ -209,7 +209,6 @@ private:
   std::vector<LayerState<T>> layers_;
   std::vector<Workspace<T>> work_;
   std::unique_ptr<Team> team_;
-  long team_process_ = 0;
   Buffer<T> class_weights_;
   Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
   bool centred_ = false;

@@ -4,8 +4,8 @@
 #ifdef __linux__
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
+#include <unistd.h>
 
 #include <chrono>
 #include <climits>
@@ -81,12 +81,19 @@ void Team::publish(std::atomic<std::uint32_t> &word, std::uint32_t value) {
 #endif
 }
 
-Team::Team(int size) : size_(size) {
+Team::Team(int size) : size_(size), process_(getpid()) {
   for (int worker = 1; worker < size_; ++worker)
     threads_.emplace_back([this, worker] { live(worker); });
 }
 
+bool Team::is_here() const { return process_ == getpid(); }
+
 Team::~Team() {
+  if (!is_here()) {
+    for (auto &thread : threads_)
+      thread.detach();
+    return;
+  }
   ending_ = true;
   publish(started_, started_.load(std::memory_order_relaxed) + 1);
   for (auto &thread : threads_)

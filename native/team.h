@@ -21,6 +21,8 @@ public:
   Team &operator=(const Team &) = delete;
 
   int size() const { return size_; }
+  // Whether its threads are in this process: a child that was forked has the memory, but not the threads.
+  bool is_here() const;
 
   // Runs job(worker) on every worker, worker 0 on the calling thread, and returns when all are done.
   void run(const std::function<void(int)> &job);
@@ -44,6 +46,7 @@ private:
   std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
 
   const int size_;
+  const long process_;
   std::vector<std::thread> threads_;
   const std::function<void(int)> *job_ = nullptr;
   bool ending_ = false;

@@ -37,6 +37,31 @@ for dtype in (torch.float64, torch.float32):
         print(worst / torch.finfo(dtype).eps)
 """
 
+# A net that was trained on two threads goes on in a forked child, which has the memory but not the threads, and ends.
+FORK = """
+import multiprocessing, sys
+import numpy as np, torch
+from wholebatch import FeedForward, Training
+from wholebatch.feedforward.data import batch_offsets, prepare
+from wholebatch.feedforward.engine import make_engine
+from wholebatch.feedforward.settings import Loss, Optimizer
+
+net = FeedForward(5, (16,), 3)
+loss = Loss("cross_entropy")
+random = np.random.default_rng(0)
+data = prepare(random.normal(size=(64, 5)), random.integers(0, 3, 64), None, net.architecture, loss, torch.float32)
+engine = make_engine(net, loss, Optimizer("sgd", 0.1), n_threads=2, engine="native")
+
+def epoch():
+    return engine.train_epoch(data, np.arange(64), batch_offsets(64, 16, net.architecture), np.full(4, 0.1)).loss
+
+epoch()
+child = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if epoch() > 0 else 1))
+child.start()
+child.join(60)
+print(child.exitcode, epoch() > 0)
+"""
+
 native_only = pytest.mark.skipif(not kernels.native_available(), reason="the compiled part is missing here")
 
 
@@ -60,6 +85,12 @@ def test_every_build_agrees_with_the_reference(name: str) -> None:
     worst = [float(line) for line in result.stdout.split()]
     assert len(worst) == 4
     assert max(worst) < bound
+
+
+@native_only
+def test_a_forked_child_goes_on_and_ends() -> None:
+    result = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.split() == ["0", "True"], result.stderr
 
 
 @native_only

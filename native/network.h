@@ -176,6 +176,8 @@ private:
   void add_penalty(const Step &step);
 
   // network.cpp: the rest
+  void open(const Epoch &epoch); // what a run counts and polls begins anew
+  void close();                  // throws what ended it
   void prepare(std::int64_t most_rows);
   void centre(const Epoch &epoch);
   void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end,

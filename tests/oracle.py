@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from wholebatch import Architecture, FeedForward, Loss, Optimizer
 from wholebatch.feedforward.data import Data, prepare
 from wholebatch.feedforward.dropout import dropout_mask
-from wholebatch.feedforward.engine import Engine, make_engine
+from wholebatch.feedforward.engine import Engine
+from wholebatch.feedforward.engines import make_engine
 
 Gradients = dict[str, Tensor]
 PLACES = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from oracle import PLACES, make_model
 from wholebatch import Loss, Optimizer, Training
 from wholebatch.feedforward.data import prepare
-from wholebatch.feedforward.engine import make_engine
+from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.training import History, State
 from wholebatch.kernels import native_available
 

@@ -43,7 +43,7 @@ import multiprocessing, sys
 import numpy as np, torch
 from wholebatch import FeedForward, Training
 from wholebatch.feedforward.data import batch_offsets, prepare
-from wholebatch.feedforward.engine import make_engine
+from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.settings import Loss, Optimizer
 
 net = FeedForward(5, (16,), 3)

@@ -14,7 +14,7 @@ from oracle import Oracle, make_model
 from small_problem import RNG, X, Y, copy_of, net, same
 from wholebatch import FeedForward, Loss, Optimizer, Training
 from wholebatch.feedforward.data import batch_offsets, prepare, shuffled
-from wholebatch.feedforward.engine import make_engine
+from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.evaluation import default_loss, score
 from wholebatch.feedforward.training import State, fit
 

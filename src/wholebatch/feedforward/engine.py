@@ -1,4 +1,4 @@
-"""What every engine does, and which one a net gets.
+"""What every engine does.
 
 An engine trains a :class:`FeedForward` in place: it reads the net's parameters at the start of an epoch and writes
 them back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was
@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholebatch import kernels
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.module import FeedForward
-from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Loss, Optimizer
 
 Progress = Callable[[int, float], None]
 
@@ -110,37 +109,3 @@ class Engine(Protocol):
     def predict(self, x: object) -> np.ndarray:
         """Outputs ``(N, out_features)`` in eval mode: running statistics, no dropout; ``x`` from ``prepare_inputs``."""
         ...
-
-
-def make_engine(
-    model: FeedForward,
-    loss: Loss,
-    optimizer: Optimizer,
-    *,
-    seed: int = 0,
-    n_threads: int | None = None,
-    split: Split = "auto",
-    engine: str = "auto",
-) -> Engine:
-    """The engine for this net: ``native`` where the compiled part is there, else ``reference``, which is said once.
-
-    Args:
-        n_threads: example-threads; None chooses by shape and cores. The result does not depend on it. (The reference
-            hands it to torch, whose results may; None leaves torch's own choice.)
-        split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
-        engine: ``auto``, ``native`` or ``reference``.
-
-    Raises:
-        ValueError: an unknown engine, ``n_threads`` below 1, or ``native`` where it was not built.
-    """
-    if engine not in ("auto", "native", "reference"):
-        raise ValueError(f"engine is {engine!r}; choose 'auto', 'native' or 'reference'")
-    if n_threads is not None and n_threads < 1:
-        raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
-    if engine == "native" or (engine == "auto" and kernels.native_available(say=True)):
-        from wholebatch.feedforward.native import NativeEngine
-
-        return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split)
-    from wholebatch.feedforward.reference import ReferenceEngine
-
-    return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads)

@@ -17,7 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from wholebatch.feedforward.data import Data, batch_offsets, prepare, shuffled
-from wholebatch.feedforward.engine import Engine, NonFiniteLossError, make_engine
+from wholebatch.feedforward.engine import Engine, NonFiniteLossError
+from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.evaluation import check_scorable, default_loss, evaluate
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer, Split

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from wholebatch.feedforward.engine import Engine, make_engine
+from wholebatch.feedforward.engine import Engine
+from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
 from wholebatch.sklearn.binding import arrays_of, bind
 

@@ -180,6 +180,7 @@ def test_the_best_epoch_may_be_the_last(engine: str):
         ({"loss": Loss("mse"), "y": X[:, :3], "validation": (X[:1], X[:1, :3])}, "validation has 1 row; R\\^2"),
         ({"engine": "gpu"}, "engine is 'gpu'; choose"),
         ({"n_threads": 0}, "n_threads is 0"),
+        ({"split": "rows"}, "split is 'rows'; choose one of 'auto', 'example', 'neuron'"),
         ({"training": Training(batch_size=1)}, "batch_size is 1; batch norm needs"),
         ({"x": X[:1], "y": Y[:1]}, "batch norm needs at least 2 examples"),
     ],

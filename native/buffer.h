@@ -34,7 +34,6 @@ public:
     std::memset(static_cast<void *>(data_.get()), 0, rounded);
     count_ = count;
   }
-  void clear() { std::memset(static_cast<void *>(data_.get()), 0, count_ * sizeof(T)); }
 
   T *get() { return data_.get(); }
   const T *get() const { return data_.get(); }

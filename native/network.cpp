@@ -170,7 +170,7 @@ void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int cou
       to[*i] += table.data[i - indices];
   };
   for (int r = 0; r < count; ++r, h += ldh_) {
-    const std::int64_t row = rows ? rows[r] : r;
+    const std::int64_t row = rows[r];
     if (!table.dense) {
       if (table.indices32)
         sparse(table.indices32, table.indptr32, row, h);

@@ -92,8 +92,6 @@ template <class T> class Network {
 public:
   Network(const Configuration &configuration, const Kernels<T> &kernels);
 
-  const Configuration &configuration() const { return config_; }
-  const Kernels<T> &kernels() const { return kernels_; }
   std::vector<LayerState<T>> &layers() { return layers_; }
   // Where the weights of an output stand in its layer's panels: input i at offset + i * stride.
   struct Column {

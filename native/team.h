@@ -20,7 +20,6 @@ public:
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
-  int size() const { return size_; }
   // Whether its threads are in this process: a child that was forked has the memory, but not the threads.
   bool is_here() const;
 

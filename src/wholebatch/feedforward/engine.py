@@ -109,3 +109,12 @@ class Engine(Protocol):
     def predict(self, x: object) -> np.ndarray:
         """Outputs ``(N, out_features)`` in eval mode: running statistics, no dropout; ``x`` from ``prepare_inputs``."""
         ...
+
+
+def make_state(model: FeedForward, optimizer: Optimizer) -> dict[str, Tensor]:
+    """An engine's ``optimizer_state`` before the first step: zeros."""
+    return {
+        f"{state}.{name}": torch.zeros_like(parameter)
+        for state in optimizer.state_names
+        for name, parameter in model.named_parameters()
+    }

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.feedforward.data import NUMPY_DTYPES, Data
-from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress
+from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, make_state
 from wholebatch.feedforward.module import FeedForward, Layer
 from wholebatch.feedforward.reference import ReferenceEngine
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
@@ -68,11 +68,7 @@ class NativeEngine:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
         self.n_threads, self.split = n_threads, split
         self.step = 0
-        self.optimizer_state = {
-            f"{state}.{name}": torch.zeros_like(parameter)
-            for state in optimizer.state_names
-            for name, parameter in model.named_parameters()
-        }
+        self.optimizer_state = make_state(model, optimizer)
         self._networks: dict[tuple[int, bool], Any] = {}
         self._most_threads, self._crowded_epochs = usable_cores(), 0
 

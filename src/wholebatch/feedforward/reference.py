@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wholebatch.feedforward.data import Data, as_tensor
 from wholebatch.feedforward.dropout import dropout_mask
-from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, check_parameters
+from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, check_parameters, make_state
 from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer
@@ -50,11 +50,7 @@ class ReferenceEngine:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
         self.n_threads = n_threads
         self.step = 0
-        self.optimizer_state = {
-            f"{state}.{name}": torch.zeros_like(parameter)
-            for state in optimizer.state_names
-            for name, parameter in model.named_parameters()
-        }
+        self.optimizer_state = make_state(model, optimizer)
 
     def train_epoch(
         self,

@@ -1,0 +1,112 @@
+"""The parent's side of the workers: starts them, asks one at a time, and leaves none behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any, Self, cast
+
+from benchmarks import cores
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 900.0  # seconds; torch.compile takes tens of them for one net
+
+
+class WorkerError(Exception):
+    """A worker said that it could not, or said nothing any more. ``left_out``: a matter of what is installed."""
+
+    def __init__(self, message: str, *, left_out: bool = False) -> None:
+        super().__init__(message)
+        self.left_out = left_out
+
+
+class Worker:
+    """One system with so many threads in a process of its own."""
+
+    def __init__(self, system: str, threads: int, patience: float = PATIENCE) -> None:
+        self.system, self.threads, self.patience = system, threads, patience
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
+        places = ",".join(map(str, cores.usable()[:threads]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", system, places],
+            cwd=ROOT,
+            env=os.environ | cores.environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is the parent's business, and what a worker starts ends with it
+        )
+
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            WorkerError: the worker died, does not answer, or tells why it cannot; a silent one is ended.
+        """
+        pipe, answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
+        try:
+            pipe.write(json.dumps({"do": do, **values}).encode() + b"\n")
+            pipe.flush()
+        except OSError:  # it is gone; the empty answer below says so
+            pass
+        if not select.select([answers], [], [], self.patience)[0]:
+            self.close()
+            raise WorkerError(f"it gave no answer within {self.patience:.0f} seconds and was ended")
+        line = answers.readline()
+        if not line:
+            raise WorkerError(self._epitaph())
+        answer: dict[str, Any] = json.loads(line)
+        for key in ("left_out", "error"):
+            if key in answer:
+                raise WorkerError(answer[key], left_out=key == "left_out")
+        return answer
+
+    def _epitaph(self) -> str:
+        code = self.process.wait()
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+        return f"its process ended {how}" + (f": {last}" if last else "")
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self._errors):
+            with contextlib.suppress(OSError):
+                cast(IO[bytes], file).close()
+
+
+class Crew:
+    """Workers by (system, threads). A context: at its end all of them are ended."""
+
+    def __init__(self) -> None:
+        self.workers: dict[tuple[str, int], Worker] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def start(self, system: str, threads: int) -> Worker:
+        """The worker of this system and number of threads; a new one where there is none."""
+        key = system, threads
+        if key not in self.workers:
+            self.workers[key] = Worker(system, threads)
+        return self.workers[key]
+
+    def dismiss(self, worker: Worker) -> None:
+        """End a worker that failed."""
+        worker.close()
+        self.workers.pop((worker.system, worker.threads), None)

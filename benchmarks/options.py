@@ -1,0 +1,60 @@
+"""What options accept: comma-separated lists whose mistakes name the known values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from benchmarks import cores
+
+
+class Names(click.ParamType):
+    """``A,B``: some of the known names, in the known order; ``none`` for none of them where ``may_be_none``."""
+
+    def __init__(self, what: str, known: Sequence[str], *, may_be_none: bool = False) -> None:
+        self.name, self.what, self.known, self.may_be_none = what, what, known, may_be_none
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = [name.strip() for name in value.split(",")]
+        if self.may_be_none and names == ["none"]:
+            return ()
+        for name in names:
+            if name not in self.known:
+                more = ", or none alone" if self.may_be_none else ""
+                self.fail(f"unknown {self.what} {name!r}; known are {', '.join(self.known)}{more}", param, ctx)
+        return tuple(name for name in self.known if name in names)
+
+
+class Threads(click.ParamType):
+    """``1,2``: numbers of threads, none above the cores that can be used."""
+
+    name = "threads"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        counts: set[int] = set()
+        for text in value.split(","):
+            if not text.strip().isdecimal() or int(text) < 1:
+                self.fail(
+                    f"{text.strip()!r} is no number of threads; give whole numbers of at least 1, say 1,2", param, ctx
+                )
+            counts.add(int(text))
+        most = len(cores.usable())
+        if max(counts) > most:
+            self.fail(
+                f"{max(counts)} threads were asked for, and {most} cores can be used here; ask for fewer", param, ctx
+            )
+        return tuple(sorted(counts))
+
+
+def default_threads() -> str:
+    """``1,2``, or ``1`` where there is one core."""
+    return ",".join(map(str, range(1, min(2, len(cores.usable())) + 1)))

@@ -1,0 +1,48 @@
+"""What one measured net trains on: the same for every system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The table is larger than a mini-batch, so that no system meets the same rows at every step: 64 mini-batches where they
+# fit in TABLE_BYTES, at least 4.
+TABLE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A net, its mini-batch and its optimizer, as plain values that go through a pipe as JSON."""
+
+    batch: int
+    sizes: tuple[int, ...]
+    norm: str  # batch, layer, none
+    optimizer: str  # sgd, adam
+    threads: int
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Problem:
+        """From parsed JSON, where a tuple became a list."""
+        return cls(**{**values, "sizes": tuple(values["sizes"])})
+
+    @property
+    def learning_rate(self) -> float:
+        """So small that a measurement's steps neither diverge nor learn the table by heart (gradients of almost 0)."""
+        return 1e-3 if self.optimizer == "sgd" else 1e-5
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches in the table."""
+        return min(64, max(4, TABLE_BYTES // (4 * self.batch * self.sizes[0])))
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """``(rows, in)`` float32 standard normal, and ``(rows,)`` int64 random classes; the same in every process."""
+        import numpy as np
+
+        random = np.random.default_rng(0)
+        rows = self.batch * self.batches
+        x = random.standard_normal((rows, self.sizes[0]), dtype=np.float32)
+        return x, random.integers(0, self.sizes[-1], rows)

@@ -1,0 +1,63 @@
+"""wholebatch: the native engine as `fit` uses it, an epoch of shuffled rows of a table.
+
+The time includes the gather of the rows, which no peer has to do (each gets mini-batches that lie ready), and the
+copying of the parameters into the engine and back, once in an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from benchmarks.problem import Problem
+from benchmarks.systems import LeftOut
+from wholebatch.feedforward import data
+from wholebatch.feedforward.engines import make_engine
+from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
+from wholebatch.kernels import instruction_set, native_module
+
+
+def load() -> str:
+    """The version, and the instruction set in use."""
+    try:
+        native_module()
+    except ValueError as error:
+        raise LeftOut(str(error)) from None
+    return f"{version('wholebatch')} ({instruction_set()})"
+
+
+class Ours:
+    """One engine and its table."""
+
+    note = ""
+
+    def __init__(self, problem: Problem) -> None:
+        x, y = problem.table()
+        norm, optimizer = problem.norm, problem.optimizer
+        architecture = Architecture(problem.sizes[0], problem.sizes[1:-1], problem.sizes[-1], norm=norm)  # type: ignore[arg-type]
+        loss, rate = Loss("cross_entropy"), problem.learning_rate
+        torch.manual_seed(0)
+        model = FeedForward.of(architecture)
+        update = Optimizer(optimizer, learning_rate=rate)  # type: ignore[arg-type]
+        self.engine = make_engine(model, loss, update, n_threads=problem.threads, engine="native")
+        self.data = data.prepare(x, y, None, architecture, loss, torch.float32)
+        self.problem, self.epoch = problem, 0
+
+    def run(self, steps: int) -> float:
+        examples = steps * self.problem.batch
+        passes = -(-examples // len(self.data))
+        orders = [data.shuffled(len(self.data), 0, self.epoch + i) for i in range(passes)]
+        order = np.ascontiguousarray(np.concatenate(orders)[:examples], dtype=np.int64)
+        self.epoch += passes
+        offsets = np.arange(steps + 1, dtype=np.int64) * self.problem.batch
+        rates = np.full(steps, self.problem.learning_rate)
+        start = time.perf_counter()
+        self.engine.train_epoch(self.data, order, offsets, rates)
+        return time.perf_counter() - start
+
+
+make = Ours

@@ -1,0 +1,83 @@
+"""A worker process: one system on its own cores, told by the parent over a pipe when to run.
+
+``python -m benchmarks.worker SYSTEM CORE,CORE,…`` takes one JSON request a line on its standard input and answers each
+with one line. It stands on its cores before anything is imported that makes threads. It ends when its input ends, hence
+also when the parent is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from benchmarks.problem import Problem
+from benchmarks.systems import SYSTEMS, LeftOut, Trainer
+
+Answer = dict[str, Any]
+
+
+class Desk:
+    """Answers requests; the trainers that it built, by number."""
+
+    def __init__(self, system: str) -> None:
+        self.system = system
+        self.trainers: dict[int, tuple[Trainer, int]] = {}
+
+    def answer(self, request: dict[str, Any]) -> Answer:
+        """What the request's ``do`` names."""
+        do: Callable[..., Answer] = getattr(self, request.pop("do"))
+        try:
+            return do(**request)
+        except ImportError as error:
+            return {"left_out": f"it cannot be imported ({error}); pip install 'wholebatch[benchmarks]'"}
+        except LeftOut as error:
+            return {"left_out": str(error)}
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def load(self) -> Answer:
+        """Import the system."""
+        return {"version": import_module(f"benchmarks.systems.{SYSTEMS[self.system]}").load()}
+
+    def build(self, number: int, problem: dict[str, Any], seconds: float, least: int) -> Answer:
+        """Build and warm up a net; a burst of it has so many steps as take ``seconds``, but at least ``least``."""
+        trainer: Trainer = import_module(f"benchmarks.systems.{SYSTEMS[self.system]}").make(Problem.of(problem))
+        trainer.run(1)
+        steps = least
+        while (took := min(trainer.run(steps) for _ in range(2))) < seconds / 2:
+            steps = min(8 * steps, round(steps * seconds / took))  # the first steps are slower: come closer by and by
+        self.trainers[number] = trainer, steps
+        return {"steps": steps, "note": trainer.note}
+
+    def burst(self, number: int) -> Answer:
+        """Seconds per step over one burst."""
+        trainer, steps = self.trainers[number]
+        if steps > 3:
+            trainer.run(1)  # what the others left in the caches is not this system's cost
+        return {"seconds": trainer.run(steps) / steps}
+
+    def drop(self) -> Answer:
+        """Forget all nets."""
+        self.trainers.clear()
+        return {}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    system, cores = sys.argv[1:]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not be read as an answer
+    desk = Desk(system)
+    for line in sys.stdin:
+        answers.write(json.dumps(desk.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,9 +11,11 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.settings import Architecture, Loss
 
 NUMPY_DTYPES: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
+CHECKED = 1 << 16  # values looked at in one go: what is made of them stays in cache
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,38 @@ def _as_array(values: Any, kind: type[np.generic] | None = None) -> np.ndarray:
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
+    flat = values.reshape(-1)  # a view: values are contiguous
+    parts = (flat[start : start + CHECKED] for start in range(0, flat.size, CHECKED))
+    if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(f"{name} has a value that is not finite (nan, inf, or too large for {values.dtype})")
 
 
-def prepare_inputs(x: Any, features: int, dtype: torch.dtype) -> Any:
+def _copied_bytes(x: Any, kind: type[np.floating]) -> int:
+    """What :func:`prepare_inputs` will take for a copy of ``x`` in ``kind``."""
+    if scipy.sparse.issparse(x):
+        return 0 if x.format == "csr" and x.dtype == kind else int(x.nnz) * (np.dtype(kind).itemsize + 4)
+    if isinstance(x, np.ndarray) and x.dtype == kind and x.flags.c_contiguous:
+        return 0
+    if isinstance(x, torch.Tensor) and NUMPY_DTYPES.get(x.dtype) is kind and x.is_contiguous() and x.is_cpu:
+        return 0
+    return math.prod(getattr(x, "shape", ())) * np.dtype(kind).itemsize
+
+
+def prepare_inputs(x: Any, features: int, dtype: torch.dtype, *, checked: bool = False) -> Any:
     """``x`` as a C-contiguous ``(N, features)`` array or a canonical CSR matrix, in ``dtype``; no copy where it fits.
 
+    Args:
+        checked: it is known to be finite, in a dtype that is no wider.
+
     Raises:
-        ValueError: another number of columns, a value that is not finite (or not in ``dtype``).
+        ValueError: another number of columns, a value that is not finite (or not in ``dtype``), a copy for which
+            there is no memory.
         TypeError: a net whose dtype no engine knows.
     """
     if dtype not in NUMPY_DTYPES:
         raise TypeError(f"the net's dtype is {dtype}; fit works in torch.float32 and torch.float64: use net.float()")
     kind = NUMPY_DTYPES[dtype]
+    Need(table=_copied_bytes(x, kind), dtype=dtype).check(f"a copy of x as {np.dtype(kind)}")
     if scipy.sparse.issparse(x):
         with np.errstate(over="ignore"):
             x = x.tocsr().astype(kind, copy=False)
@@ -75,7 +95,8 @@ def prepare_inputs(x: Any, features: int, dtype: torch.dtype) -> Any:
         values = x = _as_array(x, kind)
     if x.ndim != 2 or x.shape[1] != features:
         raise ValueError(f"x has shape {tuple(x.shape)}; this net takes (N, {features})")
-    _check_finite("x", values)
+    if not checked:
+        _check_finite("x", values)
     return x
 
 

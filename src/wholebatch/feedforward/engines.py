@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch
+
 from wholebatch import kernels
 from wholebatch.feedforward.engine import Engine
+from wholebatch.feedforward.footprint import describe, native_need, reference_need
+from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.module import FeedForward
-from wholebatch.feedforward.native import NativeEngine
+from wholebatch.feedforward.native import NativeEngine, choose_split, choose_threads
 from wholebatch.feedforward.reference import ReferenceEngine
-from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
 
 
 def make_engine(
@@ -39,6 +43,70 @@ def make_engine(
         raise ValueError(f"split is {split!r}; choose one of {', '.join(map(repr, get_args(Split)))}")
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
-    if engine == "native" or (engine == "auto" and kernels.native_available(say=True)):
+    if _is_native(engine, say=True):
         return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split)
     return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads)
+
+
+def _is_native(engine: str, *, say: bool = False) -> bool:
+    if engine == "native":
+        kernels.native_module()  # says what to do where it is missing
+        return True
+    return engine == "auto" and kernels.native_available(say=say)
+
+
+def check_fit(
+    architecture: Architecture,
+    optimizer: Optimizer,
+    rows: int,
+    dtype: torch.dtype,
+    *,
+    n_threads: int | None = None,
+    engine: str = "auto",
+    held: int = 0,
+    net: int = 0,
+) -> None:
+    """Refuse a training that does not fit in memory, before any is taken.
+
+    Args:
+        rows: of the largest mini-batch.
+        held: rows held out, which are predicted after each epoch.
+        net: bytes, beside the engine's own, that grow with the net: the net itself where it is not there yet.
+
+    Raises:
+        ValueError: naming the bytes needed and free, and the remedy.
+    """
+    if _is_native(engine):
+        threads = n_threads or choose_threads(architecture, rows)
+        need = native_need(architecture, optimizer, rows, dtype, threads)
+        then = n_threads or choose_threads(architecture, held)
+        if held and (then, choose_split(held, then)) != (threads, choose_split(rows, threads)):
+            need = need.plus(net=native_need(architecture, optimizer, 0, dtype, then).net)
+    else:
+        need = reference_need(architecture, optimizer, rows, dtype)
+    need.plus(net=net).check(f"training {describe(architecture)} by mini-batches of {rows:,}")
+
+
+def check_predict(
+    architecture: Architecture,
+    rows: int,
+    dtype: torch.dtype,
+    *,
+    n_threads: int | None = None,
+    engine: str = "auto",
+    made: bool = False,
+) -> None:
+    """Refuse to predict more rows at a time than fit in memory, before any is taken.
+
+    Args:
+        made: the engine is there, with its buffers.
+
+    Raises:
+        ValueError: naming the bytes needed and free, and the remedy.
+    """
+    need = Need(rows=1, dtype=dtype)
+    if _is_native(engine) and not made:
+        threads = n_threads or choose_threads(architecture, rows)
+        need = native_need(architecture, Optimizer("sgd"), 0, dtype, threads)
+    outputs = 2 * rows * architecture.out_features * dtype.itemsize  # as they come, and as probabilities
+    need.plus(table=outputs).check(f"predicting {rows:,} rows with {describe(architecture)}")

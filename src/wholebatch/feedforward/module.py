@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from wholebatch.feedforward.footprint import check_net
 from wholebatch.feedforward.settings import Architecture
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class FeedForward(nn.Module):
         device, dtype: as for every torch module.
 
     Raises:
-        ValueError: a size below 1, an unknown name, a dropout outside ``[0, 1)``.
+        ValueError: a size below 1, an unknown name, a dropout outside ``[0, 1)``, parameters that do not fit in memory.
 
     Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
     Covariate Shift", 2015.
@@ -113,6 +114,8 @@ class FeedForward(nn.Module):
             momentum,
         )
         a = self.architecture
+        if torch.device(device or torch.get_default_device()).type == "cpu":
+            check_net(a, dtype or torch.get_default_dtype())
         modules: list[nn.Module] = []
         for fan_in, fan_out in pairwise(a.sizes[:-1]):
             modules.append(nn.Linear(fan_in, fan_out, bias=a.hidden_bias, device=device, dtype=dtype))

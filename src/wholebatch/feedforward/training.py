@@ -18,8 +18,9 @@ from torch import Tensor
 
 from wholebatch.feedforward.data import Data, batch_offsets, prepare, shuffled
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
-from wholebatch.feedforward.engines import make_engine
+from wholebatch.feedforward.engines import check_fit, make_engine
 from wholebatch.feedforward.evaluation import check_scorable, default_loss, evaluate
+from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, Optimizer, Split
 
@@ -183,8 +184,8 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the net, patience without validation, a state to resume of another optimizer,
-            a net that is not on the CPU, a loss that is not finite (:class:`NonFiniteLossError`, naming epoch, step
-            and layer).
+            a net that is not on the CPU, buffers that do not fit in memory (naming the bytes needed and free), a loss
+            that is not finite (:class:`NonFiniteLossError`, naming epoch, step and layer).
         KeyboardInterrupt: Ctrl-C; the net is as after the last whole epoch.
     """
     loss = loss or default_loss(y)
@@ -200,6 +201,16 @@ def fit(
     if training.patience is not None and held is None:
         raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
     offsets = batch_offsets(len(data), training.batch_size, model.architecture)
+    check_fit(
+        model.architecture,
+        optimizer,
+        int(np.diff(offsets).max()),
+        dtype,
+        n_threads=n_threads,
+        engine=engine,
+        held=0 if held is None else len(held),
+        net=net_bytes(model.architecture, dtype) if training.patience else 0,
+    )
     runner = make_engine(model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine)
     history, best = History(), None
     if resume is not None:

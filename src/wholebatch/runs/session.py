@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import wholebatch
 from wholebatch import kernels
 from wholebatch.feedforward import FeedForward, Loss, State
 from wholebatch.feedforward.data import batch_offsets
+from wholebatch.feedforward.engines import check_fit
+from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.training import fit
 from wholebatch.files import remove_parts
 from wholebatch.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -200,7 +203,17 @@ def _build(settings: Settings) -> tuple[Prepared, FeedForward, Loss]:
     prepared = prepare(read_table(settings.table), settings)
     loss = settings.make_loss(prepared.target.task, class_weights(prepared, settings))
     architecture = settings.architecture(len(prepared.preprocessing.feature_names), prepared.target.out_features)
-    batch_offsets(len(prepared.training), training.batch_size, architecture)
+    offsets = batch_offsets(len(prepared.training), training.batch_size, architecture)
+    check_fit(
+        architecture,
+        settings.make_optimizer(),
+        int(np.diff(offsets).max()),
+        torch.get_default_dtype(),
+        n_threads=settings.threads,
+        engine=settings.engine,
+        held=0 if prepared.validation is None else len(prepared.validation),
+        net=net_bytes(architecture, torch.get_default_dtype()) * (1 if settings.patience is None else 2),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = FeedForward.of(architecture)

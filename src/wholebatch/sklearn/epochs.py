@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
+from sklearn.utils import _safe_indexing
 
 from wholebatch.feedforward.data import as_tensor, batch_offsets
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
@@ -30,19 +30,25 @@ def run_epochs(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None,
     """
     if incremental and estimator.early_stopping:
         raise ValueError("partial_fit does not support early_stopping=True")
-    held = None
+    kept, held = np.arange(x.shape[0], dtype=np.int64), None
     if estimator.early_stopping:
-        x, y, weight, held = hold_out(estimator, x, y, weight)
+        kept, held = hold_out(estimator, x, y, weight)
     data = estimator._data(x, y, weight)
-    rows = len(data)
-    offsets = batch_offsets(rows, batch_rows(estimator.batch_size, rows), estimator._architecture)
+    rows = len(kept)
+    if estimator.batch_size != "auto" and estimator.batch_size > rows:
+        warnings.warn(
+            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
+        )
+    offsets = batch_offsets(rows, parameters.batch_rows(estimator.batch_size, rows), estimator._architecture)
     live = start(estimator, fresh=not (incremental and hasattr(estimator, "_optimizer")))
-    order = np.arange(rows, dtype=np.int64)
+    order = kept
     try:
         estimator.n_iter_ = 0
         for _ in range(estimator.max_iter):
             if estimator.shuffle:
-                order = shuffle(order, random_state=estimator._random_state)
+                steps = np.arange(rows)
+                estimator._random_state.shuffle(steps)  # what sklearn.utils.shuffle does, without its many checks
+                order = order[steps]
             rates = np.full(len(offsets) - 1, float(estimator._optimizer.learning_rate))
             try:
                 result = live.engine.train_epoch(data, order, offsets, rates)
@@ -69,36 +75,25 @@ def run_epochs(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None,
     finish(estimator, live.engine)
 
 
-def hold_out(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None) -> tuple[Any, Any, Any, Any]:
-    """(x, y, weight) to train on, and the same three to validate on, split as scikit-learn splits them.
+def hold_out(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, Any]:
+    """The rows to train on, and (x, y, weight) to validate on, split as scikit-learn splits them.
+
+    The rows to train on stay where they are in the table; only those to validate on are copied.
 
     Raises:
         ValueError: fewer than 2 rows to validate on.
     """
     classifies = is_classifier(estimator)
-    stratify = y if classifies and estimator.n_outputs_ == 1 else None
-    tables = [x, y] if weight is None else [x, y, weight]
-    parts = train_test_split(
-        *tables, random_state=estimator._random_state, test_size=estimator.validation_fraction, stratify=stratify
+    kept, out = train_test_split(
+        np.arange(x.shape[0], dtype=np.int64),
+        random_state=estimator._random_state,
+        test_size=estimator.validation_fraction,
+        stratify=y if classifies and estimator.n_outputs_ == 1 else None,
     )
-    x, x_held, y, y_held = parts[:4]
-    weight, weight_held = parts[4:] or (None, None)
-    if x_held.shape[0] < 2:
+    if len(out) < 2:
         raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-    if classifies:
-        y_held = estimator._label_binarizer.inverse_transform(y_held)
-    return x, y, weight, (x_held, y_held, weight_held)
-
-
-def batch_rows(batch_size: int | str, rows: int) -> int:
-    """The rows of a mini-batch; one that is larger than the table is clipped, with scikit-learn's warning."""
-    if isinstance(batch_size, str):  # "auto"
-        return min(200, rows)
-    if batch_size > rows:
-        warnings.warn(
-            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
-        )
-    return int(np.clip(batch_size, 1, rows))
+    y_held = estimator._label_binarizer.inverse_transform(y[out]) if classifies else y[out]
+    return kept, (_safe_indexing(x, out), y_held, None if weight is None else weight[out])
 
 
 def start(estimator: Any, *, fresh: bool) -> Live:

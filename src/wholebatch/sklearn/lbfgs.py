@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine
 
+# Vectors of all parameters that SciPy and this file hold: ten pairs of the past, and what a line search needs.
+VECTORS = 25
+
 
 def minimise(engine: Engine, data: Data, *, max_iter: int, max_fun: int, tol: float, verbose: bool) -> Any:
     """Leave the net at the minimum that ``scipy.optimize.minimize`` finds, and return what it returns.

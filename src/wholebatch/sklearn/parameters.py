@@ -45,6 +45,11 @@ def hidden_sizes(hidden_layer_sizes: int | Iterable[int]) -> tuple[int, ...]:
     return tuple(operator.index(size) for size in sizes)
 
 
+def batch_rows(batch_size: int | str, rows: int) -> int:
+    """The rows of a mini-batch: no more than the table has."""
+    return min(200, rows) if isinstance(batch_size, str) else int(np.clip(batch_size, 1, rows))
+
+
 def architecture(estimator: Any, features: int, hidden: tuple[int, ...], outputs: int) -> Architecture:
     """The net that the estimator's parameters describe, between this input and this output."""
     momentum = estimator.norm_momentum

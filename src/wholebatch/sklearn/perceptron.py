@@ -7,10 +7,12 @@ kinds of solver, the forward pass. Private methods of scikit-learn are relied on
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit, softmax
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.utils import check_random_state
@@ -19,18 +21,22 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from wholebatch.feedforward.data import Data, prepare_inputs
 from wholebatch.feedforward.engine import NonFiniteLossError
+from wholebatch.feedforward.engines import check_fit, check_predict
+from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
 from wholebatch.sklearn import lbfgs, parameters
 from wholebatch.sklearn.binding import NORM_ARRAYS, bind, cast, make_norm_arrays, torch_dtype
 from wholebatch.sklearn.epochs import run_epochs
-from wholebatch.sklearn.live import Work, live_for, whole_table
+from wholebatch.sklearn.live import Team, Work, live_for, whole_table
 
 
 class Perceptron(BaseMultilayerPerceptron):
     """The shared part; users meet it as ``MLPClassifier`` and ``MLPRegressor``."""
 
     _architecture: Architecture
+    _best_coefs: list[np.ndarray]
+    _best_intercepts: list[np.ndarray]
     best_validation_score_: Any
     validation_scores_: Any
     best_loss_: Any
@@ -86,9 +92,11 @@ class Perceptron(BaseMultilayerPerceptron):
         if not self._architecture.hidden_bias:
             for intercept in self.intercepts_[:-1]:
                 intercept[:] = 0
-        self._best_coefs = [array.copy() for array in self.coefs_]
-        self._best_intercepts = [array.copy() for array in self.intercepts_]
-        self._keep_best_norms()
+        if self.early_stopping:
+            self._best_intercepts = [array.copy() for array in self.intercepts_]
+            self._keep_best_norms()
+        else:
+            self._best_coefs, self._best_intercepts = [], []
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         # scikit-learn's numbers, and its name "logistic" under torch's too
@@ -115,6 +123,9 @@ class Perceptron(BaseMultilayerPerceptron):
             _check_continues(self._architecture, architecture)
         self._architecture = architecture
         self.n_outputs_ = y.shape[1]
+        if not incremental:
+            self._live = None  # its memory is free again before more is asked for
+        self._check_memory(X.shape[0], X.dtype, first=first, incremental=incremental)
         self._random_state = check_random_state(self.random_state)
         if first:
             self._initialize(y, [*architecture.sizes], X.dtype)
@@ -130,6 +141,31 @@ class Perceptron(BaseMultilayerPerceptron):
                 f"preprocessed: {error}"
             ) from error
         return self
+
+    def _check_memory(self, rows: int, dtype: Any, *, first: bool, incremental: bool) -> None:
+        """Refuse a training that does not fit in memory, before any is taken.
+
+        Raises:
+            ValueError: naming the bytes needed and free, and the remedy.
+        """
+        if vars(self).get("_live") is not None:  # partial_fit goes on with what it has
+            return
+        by_lbfgs = self.solver == "lbfgs"
+        kind = torch.float64 if by_lbfgs else torch_dtype(dtype)
+        net = net_bytes(self._architecture, kind) * (first + bool(self.early_stopping))
+        if by_lbfgs:
+            net += lbfgs.VECTORS * net_bytes(self._architecture, kind, buffers=False)
+        held = math.ceil(rows * self.validation_fraction) if self.early_stopping and not by_lbfgs else 0
+        check_fit(
+            self._architecture,
+            Optimizer("sgd") if by_lbfgs else parameters.optimizer(self),
+            rows if by_lbfgs else parameters.batch_rows(self.batch_size, rows - held),
+            kind,
+            n_threads=Team.of(self).n_threads,
+            engine=self.engine,
+            held=held,
+            net=net,
+        )
 
     def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
         if self.dropout:
@@ -160,14 +196,18 @@ class Perceptron(BaseMultilayerPerceptron):
     def _data(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> Data:
         """A table that scikit-learn has checked, as an engine takes it, in the net's dtype."""
         dtype = self.coefs_[0].dtype
-        x = prepare_inputs(X, self._architecture.in_features, torch_dtype(dtype))
+        x = prepare_inputs(X, self._architecture.in_features, torch_dtype(dtype), checked=X.dtype == dtype)
         weight = None if sample_weight is None else np.ascontiguousarray(sample_weight, dtype)
         return Data(x, np.ascontiguousarray(self._targets(y, dtype)), weight)
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        x = prepare_inputs(X, self._architecture.in_features, torch_dtype(self.coefs_[0].dtype))
+        dtype = torch_dtype(self.coefs_[0].dtype)
+        x = prepare_inputs(X, self._architecture.in_features, dtype)
+        made = vars(self).get("_live") is not None
+        threads = Team.of(self).n_threads
+        check_predict(self._architecture, x.shape[0], dtype, n_threads=threads, engine=self.engine, made=made)
         live = live_for(self)
         with live.lock:
             out = live.engine.predict(x)

@@ -1,0 +1,94 @@
+"""The bytes that a net and its training take, added up from sizes alone.
+
+Counted are the net's tensors and an engine's own buffers, the large ones exactly; Python and temporary values are small
+beside them. The reference engine is counted low, by what autograd has to keep: what would fit is never refused.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from wholebatch import kernels
+from wholebatch.feedforward.memory import Need
+from wholebatch.feedforward.settings import Architecture, Optimizer
+
+LINE = 64  # bytes of a cache line
+BLOCK_ROWS = 128  # of a worker's block: Blocks::most in native/moments.h
+VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
+
+
+def net_bytes(architecture: Architecture, dtype: torch.dtype, *, buffers: bool = True) -> int:
+    """Bytes of the net's own tensors: weights, biases, norms and, as ``buffers``, running statistics."""
+    a = architecture
+    count = sum(m * n for m, n in pairwise(a.sizes)) + a.out_features
+    vectors = {"batch": 4 if buffers else 2, "layer": 2, "rms": 1, "none": 0}[a.norm] + a.hidden_bias
+    return (count + vectors * sum(a.hidden_layer_sizes)) * dtype.itemsize
+
+
+def check_net(architecture: Architecture, dtype: torch.dtype) -> None:
+    """Refuse a net whose parameters alone do not fit.
+
+    Raises:
+        ValueError: naming the bytes needed and free.
+    """
+    Need(net_bytes(architecture, dtype), dtype=dtype).check(describe(architecture))
+
+
+def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dtype: torch.dtype, threads: int) -> Need:
+    """The buffers of ``Network`` (native/network.cpp: constructor and ``prepare``), and the optimizer's state."""
+    a, size, double = architecture, dtype.itemsize, 8
+    width, line = VECTOR_BYTES[kernels.instruction_set()] // size, LINE // size
+    forms = 2 + len(optimizer.state_names)  # value, gradient and what the optimizer keeps
+    blocks, last = -(-rows // BLOCK_ROWS), len(a.sizes) - 2
+    net = batch = widest = h = dz = 0
+    for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
+        hidden = layer < last
+        depth, padded = fan_in + (a.hidden_bias or not hidden), _whole(fan_out, width)
+        stride = padded if padded * size % 2048 else padded + line
+        widest = max(widest, stride)
+        h, dz = max(h, _odd_lines(max(depth, _whole(fan_in, width)), line)), max(dz, _odd_lines(padded, line))
+        net += (forms * depth * padded + padded) * size  # the weights; which columns are real
+        net += fan_out * _whole(fan_in, width) * size if layer else 0  # their transpose
+        net += 2 * -(-padded // (2 * width)) * depth * double  # squares of the weights' rows and of the gradient's
+        if not hidden:
+            break
+        net += threads * padded * (7 * size + 4 * double)  # each worker's merged statistics
+        batch += rows * stride * size  # Z
+        if a.norm != "none":
+            net += 2 * forms * padded * size + 2 * padded * double  # gamma and beta, running mean and variance
+            batch += 4 * blocks * padded * double  # moments and sums of each block
+        if a.norm in ("layer", "rms"):
+            batch += 2 * rows * size
+    net += threads * (BLOCK_ROWS * (h + dz + 2) + a.sizes[-1] * width) * size  # each worker's blocks
+    batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
+    return Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
+
+
+def reference_need(architecture: Architecture, optimizer: Optimizer, rows: int, dtype: torch.dtype) -> Need:
+    """Counted low: the net again for the way back, gradients, the optimizer's state twice, and what autograd keeps."""
+    a = architecture
+    net = 2 * net_bytes(a, dtype) + 2 * _state_bytes(a, optimizer, dtype)
+    kept = 1 if a.norm == "none" else 2  # of a hidden layer: its output, and the input of its norm
+    batch = rows * (a.in_features + kept * sum(a.hidden_layer_sizes) + a.out_features) * dtype.itemsize
+    return Need(net, batch, 0, rows, dtype)
+
+
+def _state_bytes(architecture: Architecture, optimizer: Optimizer, dtype: torch.dtype) -> int:
+    """The optimizer's state as tensors, which a resumed run continues from."""
+    return len(optimizer.state_names) * net_bytes(architecture, dtype, buffers=False)
+
+
+def describe(architecture: Architecture) -> str:
+    """The net in a message."""
+    return f"a net of sizes {'-'.join(map(str, architecture.sizes))}"
+
+
+def _whole(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _odd_lines(count: int, line: int) -> int:
+    whole = _whole(count, line)
+    return whole if whole // line % 2 else whole + line

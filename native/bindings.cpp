@@ -12,6 +12,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "limits.h"
 #include "network.h"
 
 namespace nb = nanobind;
@@ -205,6 +206,9 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
 NB_MODULE(_native, m) {
   using namespace wholebatch;
   m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
+  m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("memory_bandwidth", &memory_bandwidth, "threads"_a, "sweeps"_a, "count"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   nb::register_exception_translator([](const std::exception_ptr &p, void *) {
     try {
       std::rethrow_exception(p);

@@ -1,6 +1,7 @@
 // Compiled once per instruction set; see CMakeLists.txt.
 #include "kernels.h"
 
+#include "chain.h"
 #include "gemm.h"
 #include "layer.h"
 #include "loss.h"
@@ -16,7 +17,7 @@ template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
   static constexpr Kernels<T> kernels{set::width<T>,     set::multiply<T>,       set::multiply_transposed<T>,
                                       set::transpose<T>, set::moments<T>,        set::row_statistics<T>,
                                       set::normalise<T>, set::input_gradient<T>, set::output_gradient<T>,
-                                      set::loss<T>,      set::update<T>};
+                                      set::loss<T>,      set::update<T>,         set::fma_chain<T>};
   return kernels;
 }
 

@@ -85,6 +85,9 @@ template <class T> struct Kernels {
   double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index,
                  const std::int64_t *classes, const T *values, const T *weights, T *scratch);
   void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);
+
+  // For limits.cpp: chains of multiply-adds, see chain.h.
+  double (*fma_chain)(std::int64_t rounds, T *values);
 };
 
 // The build for an instruction set.

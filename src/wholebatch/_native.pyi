@@ -11,6 +11,12 @@ T = TypeVar("T", np.float32, np.float64)
 def instruction_set() -> str:
     """Which kernels run: avx512, avx2 or portable. ValueError where WHOLEBATCH_INSTRUCTION_SET is wrong."""
 
+def fma_peak(threads: int, bursts: int, seconds: float) -> float:
+    """Operations per second, the best of so many bursts of about so many seconds each."""
+
+def memory_bandwidth(threads: int, sweeps: int, count: int) -> float:
+    """Bytes per second, the best of so many sweeps of a = b + s * c over arrays of count float32 each."""
+
 class _Network(Generic[T]):
     def __init__(self, configuration: dict[str, Any], /) -> None: ...
     def set(self, layer: int, role: str, form: str, array: NDArray[T], /) -> None:

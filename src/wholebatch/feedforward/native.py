@@ -66,6 +66,7 @@ class NativeEngine:
         split: Split = "auto",
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
+        self._parts = model.parts()
         self.n_threads, self.split = n_threads, split
         self.step = 0
         self.optimizer_state = make_state(model, optimizer)
@@ -107,7 +108,7 @@ class NativeEngine:
         if update_running_statistics:
             self._store_running(network)
         found: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.model.parts()):
+        for index, layer in enumerate(self._parts):
             for role, name, parameter in layer.parameters():
                 found[name] = torch.empty_like(parameter, memory_format=torch.contiguous_format)
                 network.get(index, role, "gradient", found[name].numpy())
@@ -123,7 +124,7 @@ class NativeEngine:
         return out
 
     def _dtype(self) -> torch.dtype:
-        return self.model.parts()[0].linear.weight.dtype
+        return self._parts[0].linear.weight.dtype
 
     def _spare_busy_cores(self, waited: float) -> None:
         """Where others hold the cores, a team waits for whichever of its threads was put aside: halve it.
@@ -211,7 +212,7 @@ class NativeEngine:
             step, layer = error.args
             batch = data.take(order[offsets[step - 1] : offsets[step]])
             layer = min(layer, self._first_layer_not_finite(network, batch, self.step + step - 1))
-            raise NonFiniteLossError(step, layer, len(self.model.parts())) from None
+            raise NonFiniteLossError(step, layer, len(self._parts)) from None
         return total
 
     def _first_layer_not_finite(self, network: Any, batch: Data, step: int) -> int:
@@ -227,11 +228,10 @@ class NativeEngine:
 
     def _check_update(self, network: Any, step: int) -> None:
         """Raise where the epoch's last update left a parameter that is not finite: no later loss would tell."""
-        parts = self.model.parts()
-        for index, layer in enumerate(parts):
+        for index, layer in enumerate(self._parts):
             for role, _, parameter in layer.parameters():
                 if not np.isfinite(self._value(network, index, role, parameter)).all():
-                    raise NonFiniteLossError(step, index + 1, len(parts), subject="the update")
+                    raise NonFiniteLossError(step, index + 1, len(self._parts), subject="the update")
 
     def _value(self, network: Any, index: int, role: str, parameter: Tensor) -> np.ndarray:
         value = np.empty(tuple(parameter.shape), NUMPY_DTYPES[self._dtype()])
@@ -241,7 +241,7 @@ class NativeEngine:
     def _each(self, visit: Callable[[int, str, str, np.ndarray], None]) -> None:
         """``visit(layer, role, form, array)`` for every parameter and its optimizer state, contiguous."""
         forms = dict(zip(self.optimizer.state_names, ("first", "second"), strict=False))
-        for index, layer in enumerate(self.model.parts()):
+        for index, layer in enumerate(self._parts):
             for role, name, parameter in layer.parameters():
                 pairs = [("value", parameter.detach())]
                 pairs += [(form, self.optimizer_state[f"{state}.{name}"]) for state, form in forms.items()]
@@ -273,7 +273,7 @@ class NativeEngine:
             norm.num_batches_tracked.fill_(int(tracked))
 
     def _batch_norms(self) -> list[tuple[int, Layer]]:
-        return [(i, p) for i, p in enumerate(self.model.parts()) if isinstance(p.norm, torch.nn.BatchNorm1d)]
+        return [(i, p) for i, p in enumerate(self._parts) if isinstance(p.norm, torch.nn.BatchNorm1d)]
 
 
 def _inputs(x: Any) -> tuple[Any, ...]:

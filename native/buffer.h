@@ -20,8 +20,9 @@ public:
   void resize(std::size_t count) {
     if (count <= count_)
       return;
-    constexpr std::size_t line = 64, huge = std::size_t{1} << 21;
-    const std::size_t bytes = count * sizeof(T), unit = bytes >= 2 * huge ? huge : line;
+    // A block of rows lies on more small pages than the first-level table of pages has entries.
+    constexpr std::size_t line = 64, huge = std::size_t{1} << 21, large = std::size_t{1} << 18;
+    const std::size_t bytes = count * sizeof(T), unit = bytes >= large ? huge : line;
     const std::size_t rounded = (bytes + unit - 1) / unit * unit;
     data_.reset(static_cast<T *>(std::aligned_alloc(unit, rounded)));
     count_ = 0;

@@ -151,4 +151,14 @@ template <class T, Activation A> inline Vec<T> slope(Vec<T> y) {
     return one;
 }
 
+// g * phi'(y). What is cut off is cut by a mask: one operation, and it leaves no -0.
+template <class T, Activation A> inline Vec<T> times_slope(Vec<T> g, Vec<T> y) {
+  if constexpr (A == Activation::relu)
+    return y <= T(0) ? Vec<T>{} : g;
+  else if constexpr (A == Activation::identity)
+    return g;
+  else
+    return g * slope<T, A>(y);
+}
+
 } // namespace wholebatch::WB_SET

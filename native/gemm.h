@@ -8,8 +8,9 @@
 
 namespace wholebatch::WB_SET {
 
-// Inner indices per sweep over the rows: keeps a panel of B (depth x 32 float32: 48 KiB) near the first-level cache.
-constexpr int depth_block = 384;
+// Inner indices per sweep over the rows: a panel of B (depth x 32 float32: 24 KiB) stays in the first-level cache,
+// beside the rows of A that pass by.
+constexpr int depth_block = 192;
 
 // c (ROWS x NV vectors) over `depth`. TRANSPOSED: a's rows are the inner index, and b is row-major instead of packed.
 template <class T, int ROWS, int NV, bool TRANSPOSED>
@@ -104,17 +105,31 @@ template <class T> inline PanelAt panel_at(int column, int columns, std::int64_t
 
 template <class T>
 void transpose(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin, int end) {
-  constexpr int N = 2 * width<T>;
+  constexpr int W = width<T>, N = 2 * W;
   const PanelAt source = panel_at<T>(output, outputs, depth);
+  const T *panel = forward + source.offset;
   const int stop = output + N < outputs ? output + N : outputs;
-  // Tiles of one panel by one panel stay in the first-level cache, and are written row by row.
-  for (int q = begin / N * N; q < end; q += N) {
-    const PanelAt to = panel_at<T>(q, inputs, outputs);
-    const int from = q < begin ? begin : q, until = q + N < end ? q + N : end;
-    for (int c = output; c < stop; ++c)
-      for (int k = from; k < until; ++k)
-        back[to.offset + static_cast<std::int64_t>(c) * to.wide + k - q] =
-            forward[source.offset + static_cast<std::int64_t>(k) * source.wide + c - output];
+  for (int k = begin; k < end;) {
+    const PanelAt to = panel_at<T>(k, inputs, outputs);
+    T *column = back + to.offset + to.within;
+    const int rest = end - k < W ? end - k : W;
+    if (k % W == 0 && (rest == W || end == inputs)) { // a square, with zeros for the padding of inputs
+      for (int c = output; c < stop; c += W) {
+        Vec<T> square[W];
+        for (int i = 0; i < W; ++i)
+          square[i] = i < rest ? load(panel + (k + i) * static_cast<std::int64_t>(source.wide) + c - output) : Vec<T>{};
+        transpose_square<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          if (c + i < stop)
+            store(column + static_cast<std::int64_t>(c + i) * to.wide, square[i]);
+      }
+      k += rest;
+    } else { // columns of a square that another thread shares
+      for (int c = output; c < stop; ++c)
+        column[static_cast<std::int64_t>(c) * to.wide] = panel[k * static_cast<std::int64_t>(source.wide) + c - output];
+      ++k;
+    }
   }
 }
 

@@ -75,13 +75,14 @@ template <class T> struct Kernels {
   void (*row_statistics)(const Between<T> &, Rows, const T *z, std::int64_t ldz);
   // h = dropout(norm and activation of z) for columns [begin, end), both whole vectors.
   void (*normalise)(const Between<T> &, Rows, const T *z, std::int64_t ldz, int begin, int end, T *h, std::int64_t ldh);
-  // dz from g, for all columns
-  void (*input_gradient)(const Between<T> &, Rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz);
+  // dz from g, for columns [begin, end), both whole vectors. dz may be g.
+  void (*input_gradient)(const Between<T> &, Rows, const T *z, const T *g, std::int64_t ld, int begin, int end, T *dz,
+                         std::int64_t lddz);
   // In place over one panel that begins at `column`: dh -> g; and the sums over rows of g and g * x̂.
   void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors,
                           double *sum_g, double *sum_gx);
 
-  // In place: outputs -> their gradient. Returns the block's share of the loss. scratch: (outputs, lanes).
+  // In place: outputs -> their gradient. Returns the block's share of the loss. scratch: (padded outputs, lanes).
   double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index,
                  const std::int64_t *classes, const T *values, const T *weights, T *scratch);
   void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);

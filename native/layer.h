@@ -5,6 +5,8 @@
 // stands.
 #pragma once
 
+#include <type_traits>
+
 #include "elementary.h"
 #include "kernels.h"
 #include "random.h"
@@ -31,9 +33,56 @@ __attribute__((noinline)) void keep_factors(const Between<T> &b, std::int64_t ro
     factors[i] = words[lead + i] >= b.threshold ? b.keep_scale : T(0);
 }
 
+// Four accumulators side by side, so that additions overlap: f(row, accumulator) for all rows, in order.
+template <class F> inline __attribute__((always_inline)) void by_fours(int rows, F f) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    f(r, std::integral_constant<int, 0>{});
+    f(r + 1, std::integral_constant<int, 1>{});
+    f(r + 2, std::integral_constant<int, 2>{});
+    f(r + 3, std::integral_constant<int, 3>{});
+  }
+  if (r < rows)
+    f(r, std::integral_constant<int, 0>{});
+  if (r + 1 < rows)
+    f(r + 1, std::integral_constant<int, 1>{});
+  if (r + 2 < rows)
+    f(r + 2, std::integral_constant<int, 2>{});
+}
+template <class V> inline V sum_of(const V (&four)[4]) { return (four[0] + four[1]) + (four[2] + four[3]); }
+
 template <class T, Activation A, Kind N, bool AFTER> struct Layer {
   using V = Vec<T>;
   static constexpr int W = width<T>;
+  // Rows that share the loads of a column's constants. Activations with a power in them leave no registers for it.
+  static constexpr int rows_at_once =
+      A == Activation::relu || A == Activation::leaky_relu || A == Activation::identity ? 4 : 1;
+
+  // What one column's vector needs. Held in registers while rows pass by: the compiler may not keep what a store could
+  // change.
+  struct Column {
+    V mean{}, scale{}, gamma{}, beta{}, rstd{};
+    Column(const Between<T> &b, int c) {
+      if constexpr (N == Kind::batch) {
+        mean = load(b.mean + c);
+        scale = load(b.scale + c);
+        rstd = load(b.rstd + c);
+        beta = load(b.beta + c);
+      } else if constexpr (N == Kind::row) {
+        gamma = load(b.gamma + c);
+        beta = load(b.beta + c);
+      }
+    }
+  };
+  struct Row {
+    T mean = 0, rstd = 1;
+    Row(const Between<T> &b, std::int64_t row) {
+      if constexpr (N == Kind::row) {
+        mean = b.row_mean[row];
+        rstd = b.row_rstd[row];
+      }
+    }
+  };
 
   static V normalised_of(V z) {
     if constexpr (AFTER)
@@ -42,21 +91,21 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
       return z;
   }
 
-  // y from u, for the vector at column c of a row with these statistics.
-  static V scaled(const Between<T> &b, V u, int c, T row_mean, T row_rstd) {
+  // y from u
+  static V scaled(const Column &column, const Row &row, V u) {
     if constexpr (N == Kind::batch)
-      return fma<T>(u - load(b.mean + c), load(b.scale + c), load(b.beta + c));
+      return fma<T>(u - column.mean, column.scale, column.beta);
     else if constexpr (N == Kind::row)
-      return fma<T>((u - row_mean) * row_rstd, load(b.gamma + c), load(b.beta + c));
+      return fma<T>((u - row.mean) * row.rstd, column.gamma, column.beta);
     else
       return u;
   }
 
-  static V centred(const Between<T> &b, V u, int c, T row_mean, T row_rstd) {
+  static V centred(const Column &column, const Row &row, V u) {
     if constexpr (N == Kind::batch)
-      return (u - load(b.mean + c)) * load(b.rstd + c);
+      return (u - column.mean) * column.rstd;
     else
-      return (u - row_mean) * row_rstd;
+      return (u - row.mean) * row.rstd;
   }
 
   static void row_statistics(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz) {
@@ -77,22 +126,28 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
     rstd = T(1) / std::sqrt(sum_lanes<T>(squares) / T(b.columns) + b.eps);
   }
 
+  template <int ROWS>
+  static void normalise_rows(const Between<T> &b, std::int64_t first, const T *z, std::int64_t ldz, int begin, int end,
+                             T *h, std::int64_t ldh) {
+    for (int c = begin; c < end; c += W) {
+      const Column column(b, c);
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const V y = scaled(column, Row(b, first + r), normalised_of(load(z + r * ldz + c)));
+        store(h + r * ldh + c, AFTER ? y : activate<T, A>(y));
+      }
+    }
+  }
+
   static void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int begin, int end, T *h,
                         std::int64_t ldh) {
-    for (int r = 0; r < rows.count; ++r, z += ldz, h += ldh) {
-      T row_mean = 0, row_rstd = 1;
-      if constexpr (N == Kind::row) {
-        row_mean = b.row_mean[rows.first + r];
-        row_rstd = b.row_rstd[rows.first + r];
-      }
-      for (int c = begin; c < end; c += W) {
-        const V y = scaled(b, normalised_of(load(z + c)), c, row_mean, row_rstd);
-        if constexpr (AFTER)
-          store(h + c, y);
-        else
-          store(h + c, activate<T, A>(y));
-      }
-      if (b.threshold)
+    int r = 0;
+    for (; r + rows_at_once <= rows.count; r += rows_at_once)
+      normalise_rows<rows_at_once>(b, rows.first + r, z + r * ldz, ldz, begin, end, h + r * ldh, ldh);
+    for (; r < rows.count; ++r)
+      normalise_rows<1>(b, rows.first + r, z + r * ldz, ldz, begin, end, h + r * ldh, ldh);
+    if (b.threshold)
+      for (r = 0; r < rows.count; ++r, h += ldh)
         for (int from = begin; from < end; from += stretch) {
           T factors[stretch];
           const int until = end < from + stretch ? end : from + stretch;
@@ -100,29 +155,28 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
           for (int c = from; c < until; c += W)
             store(h + c, load(h + c) * load(factors + c - from));
         }
-    }
   }
 
-  // Two passes over a block that is in the first-level cache, four rows side by side so that additions overlap.
+  // What rounding left of the mean is put right in double.
+  static void store_moments(V centre, V rest, V square, double share, double *mean, double *m2) {
+    const Doubles<T> off = to_doubles<T>(rest), m = to_doubles<T>(square) - off * off * share;
+    store_doubles<T>(mean, to_doubles<T>(centre) + off * share);
+    store_doubles<T>(m2, m <= 0.0 ? Doubles<T>{} : m); // a nan stays
+  }
+
+  // Two passes over a block that is in the first-level cache.
   static void moments(int rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2) {
+    const T share = T(1) / T(rows);
     for (int j = 0; j < vectors; ++j, z += W, mean += W, m2 += W) {
       V sums[4]{}, off[4]{}, squares[4]{};
-      for (int r = 0; r < rows; ++r)
-        sums[r & 3] += normalised_of(load(z + r * ldz));
-      const V centre = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(rows);
-      for (int r = 0; r < rows; ++r) {
+      by_fours(rows, [&](int r, auto i) { sums[i] += normalised_of(load(z + r * ldz)); });
+      const V centre = sum_of(sums) * share;
+      by_fours(rows, [&](int r, auto i) {
         const V d = normalised_of(load(z + r * ldz)) - centre;
-        off[r & 3] += d;
-        squares[r & 3] = fma<T>(d, d, squares[r & 3]);
-      }
-      const V rest = (off[0] + off[1]) + (off[2] + off[3]),
-              square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-      for (int i = 0; i < W; ++i) { // what rounding left of the mean is put right in double
-        mean[i] = static_cast<double>(centre[i]) + static_cast<double>(rest[i]) / rows;
-        const double m =
-            static_cast<double>(square[i]) - static_cast<double>(rest[i]) * static_cast<double>(rest[i]) / rows;
-        m2[i] = m > 0 || m != m ? m : 0;
-      }
+        off[i] += d;
+        squares[i] = fma<T>(d, d, squares[i]);
+      });
+      store_moments(centre, sum_of(off), sum_of(squares), 1.0 / rows, mean, m2);
     }
   }
 
@@ -135,103 +189,121 @@ template <class T, Activation A, Kind N, bool AFTER> struct Layer {
     const double share = total > 0 ? 1 / total : 0;
     for (int j = 0; j < vectors; ++j, z += W, mean += W, m2 += W) {
       V sums[4]{}, off[4]{}, squares[4]{};
-      for (int r = 0; r < rows.count; ++r)
-        sums[r & 3] += normalised_of(load(z + r * ldz)) * weight_of(b, rows.first + r);
-      const V centre = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * static_cast<T>(share);
-      for (int r = 0; r < rows.count; ++r) {
+      by_fours(rows.count,
+               [&](int r, auto i) { sums[i] += normalised_of(load(z + r * ldz)) * weight_of(b, rows.first + r); });
+      const V centre = sum_of(sums) * static_cast<T>(share);
+      by_fours(rows.count, [&](int r, auto i) {
         const V d = normalised_of(load(z + r * ldz)) - centre, weighted = d * weight_of(b, rows.first + r);
-        off[r & 3] += weighted;
-        squares[r & 3] = fma<T>(d, weighted, squares[r & 3]);
-      }
-      const V rest = (off[0] + off[1]) + (off[2] + off[3]),
-              square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-      for (int i = 0; i < W; ++i) {
-        mean[i] = static_cast<double>(centre[i]) + static_cast<double>(rest[i]) * share;
-        const double m =
-            static_cast<double>(square[i]) - static_cast<double>(rest[i]) * static_cast<double>(rest[i]) * share;
-        m2[i] = m > 0 || m != m ? m : 0;
-      }
+        off[i] += weighted;
+        squares[i] = fma<T>(d, weighted, squares[i]);
+      });
+      store_moments(centre, sum_of(off), sum_of(squares), share, mean, m2);
     }
   }
 
   static T weight_of(const Between<T> &b, std::int64_t row) { return b.weights[b.order[row]]; }
 
-  static void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column,
+  static void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int begin,
                               int vectors, double *sum_g, double *sum_gx) {
     if (b.threshold)
       for (int r = 0; r < rows.count; ++r) {
         T factors[stretch];
-        keep_factors(b, rows.first + r, column, column + vectors * W, factors);
+        keep_factors(b, rows.first + r, begin, begin + vectors * W, factors);
         for (int j = 0; j < vectors; ++j)
           store(dh + r * ld + j * W, load(dh + r * ld + j * W) * load(factors + j * W));
       }
-    for (int j = 0; j < vectors; ++j) {
-      const int c = column + j * W;
+    for (int j = 0; j < vectors; ++j, z += W, dh += W, sum_g += W, sum_gx += W) {
+      const Column column(b, begin + j * W);
       V sums[4]{}, products[4]{};
-      for (int r = 0; r < rows.count; ++r) {
-        const V sum = load(z + r * ld + j * W), u = normalised_of(sum);
-        T row_mean = 0, row_rstd = 1;
-        if constexpr (N == Kind::row) {
-          row_mean = b.row_mean[rows.first + r];
-          row_rstd = b.row_rstd[rows.first + r];
-        }
-        V g = load(dh + r * ld + j * W);
+      by_fours(rows.count, [&](int r, auto i) {
+        const Row row(b, rows.first + r);
+        const V u = normalised_of(load(z + r * ld));
+        V g = load(dh + r * ld);
         if constexpr (!AFTER)
-          g *= slope<T, A>(scaled(b, u, c, row_mean, row_rstd));
-        store(dh + r * ld + j * W, g);
+          g = times_slope<T, A>(g, scaled(column, row, u));
+        if constexpr (N != Kind::none || !AFTER)
+          store(dh + r * ld, g);
         if constexpr (N != Kind::none) {
-          sums[r & 3] += g;
-          products[r & 3] = fma<T>(g, centred(b, u, c, row_mean, row_rstd), products[r & 3]);
+          sums[i] += g;
+          products[i] = fma<T>(g, centred(column, row, u), products[i]);
         }
-      }
+      });
       if constexpr (N != Kind::none) {
-        const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]),
-                product = (products[0] + products[1]) + (products[2] + products[3]);
-        for (int i = 0; i < W; ++i) {
-          sum_g[j * W + i] = sum[i];
-          sum_gx[j * W + i] = product[i];
-        }
+        store_doubles<T>(sum_g, to_doubles<T>(sum_of(sums)));
+        store_doubles<T>(sum_gx, to_doubles<T>(sum_of(products)));
       }
     }
   }
 
-  static void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz,
-                             std::int64_t lddz) {
-    for (int r = 0; r < rows.count; ++r, z += ld, g += ld, dz += lddz) {
-      T row_mean = 0, row_rstd = 1, mean_t = 0, mean_tx = 0;
-      if constexpr (N == Kind::row) {
-        row_mean = b.row_mean[rows.first + r];
-        row_rstd = b.row_rstd[rows.first + r];
-        V sum{}, product{};
-        for (int c = 0; c < b.columns; c += W) {
-          const V t = load(g + c) * load(b.gamma + c);
-          sum += t;
-          product = fma<T>(t, centred(b, normalised_of(load(z + c)), c, row_mean, row_rstd), product);
-        }
-        mean_t = b.norm == Norm::layer ? sum_lanes<T>(sum) / T(b.columns) : T(0);
-        mean_tx = sum_lanes<T>(product) / T(b.columns);
+  // ROWS rows of dz. Batch norm: dz = scale g + k1 + k2 (u - mean), with k1 and k2 times the example's weight.
+  template <int ROWS, bool WEIGHED>
+  static void gradient_of_rows(const Between<T> &b, std::int64_t first, const T *z, const T *g, std::int64_t ld,
+                               int begin, int end, T *dz, std::int64_t lddz) {
+    T mean_t[ROWS]{}, mean_tx[ROWS]{};
+    if constexpr (N == Kind::row)
+      for (int r = 0; r < ROWS; ++r)
+        means_of_row(b, first + r, z + r * ld, g + r * ld, mean_t[r], mean_tx[r]);
+    for (int c = begin; c < end; c += W) {
+      const Column column(b, c);
+      V k1{}, k2{}, real{};
+      if constexpr (N == Kind::batch) {
+        k1 = load(b.k1 + c);
+        k2 = load(b.k2 + c);
+      } else if constexpr (N == Kind::row) {
+        real = load(b.real + c);
       }
-      for (int c = 0; c < b.columns; c += W) {
-        const V sum = load(z + c);
-        V d;
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) {
+        const Row row(b, first + r);
+        const V sum = load(z + r * ld + c), u = normalised_of(sum);
+        V d = load(g + r * ld + c);
         if constexpr (N == Kind::batch) {
-          V k1 = load(b.k1 + c), k2 = load(b.k2 + c);
-          if (b.weights) {
-            k1 *= weight_of(b, rows.first + r);
-            k2 *= weight_of(b, rows.first + r);
+          if constexpr (WEIGHED) {
+            const T weight = weight_of(b, first + r);
+            d = fma<T>(k2 * weight, u - column.mean, fma<T>(column.scale, d, k1 * weight));
+          } else {
+            d = fma<T>(k2, u - column.mean, fma<T>(column.scale, d, k1));
           }
-          d = fma<T>(k2, normalised_of(sum) - load(b.mean + c), fma<T>(load(b.scale + c), load(g + c), k1));
         } else if constexpr (N == Kind::row) {
-          const V x = centred(b, normalised_of(sum), c, row_mean, row_rstd);
-          d = (load(g + c) * load(b.gamma + c) - mean_t - x * mean_tx) * row_rstd * load(b.real + c);
-        } else {
-          d = load(g + c);
+          d = (d * column.gamma - mean_t[r] - centred(column, row, u) * mean_tx[r]) * row.rstd * real;
         }
         if constexpr (AFTER)
-          d *= slope<T, A>(sum);
-        store(dz + c, d);
+          d = times_slope<T, A>(d, sum);
+        store(dz + r * lddz + c, d);
       }
     }
+  }
+
+  static void means_of_row(const Between<T> &b, std::int64_t at, const T *z, const T *g, T &mean_t, T &mean_tx) {
+    const Row row(b, at);
+    V sum{}, product{};
+    for (int c = 0; c < b.columns; c += W) {
+      const Column column(b, c);
+      const V t = load(g + c) * column.gamma;
+      sum += t;
+      product = fma<T>(t, centred(column, row, normalised_of(load(z + c))), product);
+    }
+    mean_t = b.norm == Norm::layer ? sum_lanes<T>(sum) / T(b.columns) : T(0);
+    mean_tx = sum_lanes<T>(product) / T(b.columns);
+  }
+
+  template <bool WEIGHED>
+  static void gradients(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, int begin, int end,
+                        T *dz, std::int64_t lddz) {
+    int r = 0;
+    for (; r + rows_at_once <= rows.count; r += rows_at_once)
+      gradient_of_rows<rows_at_once, WEIGHED>(b, rows.first + r, z + r * ld, g + r * ld, ld, begin, end, dz + r * lddz,
+                                              lddz);
+    for (; r < rows.count; ++r)
+      gradient_of_rows<1, WEIGHED>(b, rows.first + r, z + r * ld, g + r * ld, ld, begin, end, dz + r * lddz, lddz);
+  }
+
+  static void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, int begin,
+                             int end, T *dz, std::int64_t lddz) {
+    if constexpr (N == Kind::batch)
+      if (b.weights)
+        return gradients<true>(b, rows, z, g, ld, begin, end, dz, lddz);
+    gradients<false>(b, rows, z, g, ld, begin, end, dz, lddz);
   }
 };
 
@@ -294,8 +366,9 @@ void normalise(const Between<T> &b, Rows rows, const T *z, std::int64_t ldz, int
   with_layer(b, [&](auto layer) { layer.normalise(b, rows, z, ldz, begin, end, h, ldh); });
 }
 template <class T>
-void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, T *dz, std::int64_t lddz) {
-  with_layer(b, [&](auto layer) { layer.input_gradient(b, rows, z, g, ld, dz, lddz); });
+void input_gradient(const Between<T> &b, Rows rows, const T *z, const T *g, std::int64_t ld, int begin, int end, T *dz,
+                    std::int64_t lddz) {
+  with_layer(b, [&](auto layer) { layer.input_gradient(b, rows, z, g, ld, begin, end, dz, lddz); });
 }
 template <class T>
 void output_gradient(const Between<T> &b, Rows rows, const T *z, T *dh, std::int64_t ld, int column, int vectors,

@@ -13,7 +13,7 @@ namespace wholebatch::WB_SET {
 //   l = (1 - e) w_y (-log p_y) + e/C sum_c w_c (-log p_c)     with label smoothing e and class weights w, torch's
 //   definition.
 // A row of few classes fills no vector, and maxima and sums across lanes are slow; so the rows are turned on their
-// side. `turned` holds (classes, lanes). Lanes without a row repeat the first one with weight 0.
+// side. `turned` holds (classes in whole vectors, lanes). Lanes without a row repeat the first one with weight 0.
 template <class T>
 inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::int64_t ld, const std::int64_t *labels,
                                  const T *weights, T *turned) {
@@ -21,20 +21,27 @@ inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::i
   constexpr int W = width<T>;
   const int classes = t.outputs;
   const bool plain = t.label_smoothing == 0 && !t.class_weights;
-  for (int lane = 0; lane < W; ++lane)
-    for (int c = 0; c < classes; ++c)
-      turned[c * W + lane] = out[(lane < rows ? lane : 0) * ld + c];
+  for (int c = 0; c < classes; c += W) {
+    V square[W];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < W; ++lane)
+      square[lane] = load(out + (lane < rows ? lane : 0) * ld + c);
+    transpose_square<T>(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      store(turned + (c + i) * W, square[i]);
+  }
 
   V most = load(turned);
   for (int c = 1; c < classes; ++c)
     most = load(turned + c * W) <= most ? most : load(turned + c * W);
-  V own{}, weight{}, shifted{};
+  T of_class[W]{}, of_row[W]{}, of_label[W]{};
   for (int lane = 0; lane < rows; ++lane) {
-    own[lane] = t.class_weights ? t.class_weights[labels[lane]] : T(1);
-    weight[lane] = weights[lane];
-    shifted[lane] = out[lane * ld + labels[lane]];
+    of_class[lane] = t.class_weights ? t.class_weights[labels[lane]] : T(1);
+    of_row[lane] = weights[lane];
+    of_label[lane] = turned[labels[lane] * W + lane];
   }
-  shifted -= most;
+  const V own = load(of_class), weight = load(of_row), shifted = load(of_label) - most;
   V sum{}, weighted{};
   T weights_of_classes = 0;
   for (int c = 0; c < classes; ++c) {
@@ -54,18 +61,29 @@ inline double cross_entropy_rows(const LossTerms<T> &t, int rows, T *out, std::i
   const V factor = weight * static_cast<T>(t.factor);
   const V share = factor * (true_share + every_share * weights_of_classes) / sum, taken = factor * true_share;
 
-  double total = 0;
   for (int c = 0; c < classes; ++c) {
     V g = load(turned + c * W) * share;
     if (!plain)
       g -= factor * (every_share * (t.class_weights ? t.class_weights[c] : T(1)));
     store(turned + c * W, g);
   }
+  store(of_label, loss);
+  store(of_class, taken);
+  double total = 0;
   for (int lane = 0; lane < rows; ++lane) {
-    total += static_cast<double>(loss[lane]);
-    for (int c = 0; c < classes; ++c)
-      out[lane * ld + c] = turned[c * W + lane];
-    out[lane * ld + labels[lane]] -= taken[lane];
+    total += static_cast<double>(of_label[lane]);
+    turned[labels[lane] * W + lane] -= of_class[lane];
+  }
+  for (int c = 0; c < classes; c += W) {
+    V square[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      square[i] = c + i < classes ? load(turned + (c + i) * W) : V{};
+    transpose_square<T>(square);
+#pragma GCC unroll 16
+    for (int lane = 0; lane < W; ++lane)
+      if (lane < rows)
+        store(out + lane * ld + c, square[lane]);
   }
   return total;
 }

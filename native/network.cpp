@@ -72,7 +72,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
   for (auto &work : work_) {
     work.h.resize(Blocks::most * ldh_);
     work.dz.resize(Blocks::most * lddz_);
-    work.turned.resize(static_cast<std::size_t>(sizes.back()) * width);
+    work.turned.resize(static_cast<std::size_t>(layers_.back().padded) * width);
     work.row_mean.resize(Blocks::most);
     work.row_rstd.resize(Blocks::most);
     work.layers.resize(count - 1);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -63,6 +64,21 @@ template <class T> inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
+// As many doubles as a vector of T has lanes.
+template <class T> struct DoublesOf {
+  typedef double type __attribute__((vector_size(width<T> * sizeof(double))));
+  typedef double unaligned __attribute__((vector_size(width<T> * sizeof(double)), aligned(alignof(double)), may_alias));
+};
+template <class T> using Doubles = typename DoublesOf<T>::type;
+template <class T> inline Doubles<T> to_doubles(Vec<T> v) { return __builtin_convertvector(v, Doubles<T>); }
+template <class T> inline Vec<T> to_vector(Doubles<T> v) { return __builtin_convertvector(v, Vec<T>); }
+template <class T> inline Doubles<T> load_doubles(const double *p) {
+  return *reinterpret_cast<const typename DoublesOf<T>::unaligned *>(p);
+}
+template <class T> inline void store_doubles(double *p, Doubles<T> v) {
+  *reinterpret_cast<typename DoublesOf<T>::unaligned *>(p) = v;
+}
+
 template <class To, class From> inline To bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
@@ -76,6 +92,23 @@ template <class T> inline T sum_lanes(Vec<T> v) {
     for (int i = 0; i < half; ++i)
       v[i] += v[i + half];
   return v[0];
+}
+
+// One stage of a transposition: exchanges the squares of side H off the diagonal.
+template <class T, int H, int... I> inline void exchange(Vec<T> &a, Vec<T> &b, std::integer_sequence<int, I...>) {
+  constexpr int W = width<T>;
+  const Vec<T> low = __builtin_shufflevector(a, b, ((I & H) ? W + I - H : I)...);
+  b = __builtin_shufflevector(a, b, ((I & H) ? W + I : I + H)...);
+  a = low;
+}
+// A square of vectors, in registers: rows become columns.
+template <class T, int H = width<T> / 2> inline void transpose_square(Vec<T> (&rows)[width<T>]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < width<T>; ++i)
+    if ((i & H) == 0)
+      exchange<T, H>(rows[i], rows[i + H], std::make_integer_sequence<int, width<T>>{});
+  if constexpr (H > 1)
+    transpose_square<T, H / 2>(rows);
 }
 
 template <class T> inline T max_lanes(Vec<T> v) {

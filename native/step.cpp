@@ -211,8 +211,8 @@ const T *Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t 
     return g;
   ld = lddz_;
   T *dz = work_[step.worker].dz.get();
-  kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, dz,
-                          lddz_);
+  kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, 0,
+                          state.padded, dz, lddz_);
   return dz;
 }
 

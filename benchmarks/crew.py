@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
@@ -30,14 +31,13 @@ class WorkerError(Exception):
 class Worker:
     """One system with so many threads in a process of its own."""
 
-    def __init__(self, system: str, threads: int, patience: float = PATIENCE) -> None:
-        self.system, self.threads, self.patience = system, threads, patience
+    def __init__(self, system: str, places: Sequence[int], patience: float = PATIENCE) -> None:
+        self.system, self.threads, self.patience = system, len(places), patience
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
-        places = ",".join(map(str, cores.usable()[:threads]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", system, places],
+            [sys.executable, "-m", "benchmarks.worker", system, ",".join(map(str, places))],
             cwd=ROOT,
-            env=os.environ | cores.environment(threads),
+            env=os.environ | cores.environment(self.threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -68,6 +68,11 @@ class Worker:
                 raise WorkerError(answer[key], left_out=key == "left_out")
         return answer
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
     def _epitaph(self) -> str:
         code = self.process.wait()
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -89,7 +94,8 @@ class Worker:
 class Crew:
     """Workers by (system, threads). A context: at its end all of them are ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = places  # cores; a worker with n threads stands on the first n
         self.workers: dict[tuple[str, int], Worker] = {}
 
     def __enter__(self) -> Self:
@@ -103,7 +109,7 @@ class Crew:
         """The worker of this system and number of threads; a new one where there is none."""
         key = system, threads
         if key not in self.workers:
-            self.workers[key] = Worker(system, threads)
+            self.workers[key] = Worker(system, self.places[:threads])
         return self.workers[key]
 
     def dismiss(self, worker: Worker) -> None:

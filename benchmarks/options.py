@@ -58,3 +58,37 @@ class Threads(click.ParamType):
 def default_threads() -> str:
     """``1,2``, or ``1`` where there is one core."""
     return ",".join(map(str, range(1, min(2, len(cores.usable())) + 1)))
+
+
+class Cores(click.ParamType):
+    """``0,2``: cores by number, each once, all of them usable."""
+
+    name = "cores"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        known = cores.usable()
+        found: list[int] = []
+        for text in value.split(","):
+            if not text.strip().isdecimal() or int(text) not in known or int(text) in found:
+                usable = ", ".join(map(str, known))
+                self.fail(f"{text.strip()!r} cannot be used; give each core once, out of {usable}", param, ctx)
+            found.append(int(text))
+        return tuple(found)
+
+
+def choose_places(threads: Sequence[int], given: Sequence[int] | None) -> tuple[int, ...]:
+    """The cores that the most threads stand on: those given, or the first usable ones.
+
+    Raises:
+        click.UsageError: fewer cores were given than there are threads.
+    """
+    most = max(threads)
+    if given is None:
+        return tuple(cores.usable()[:most])
+    if len(given) < most:
+        raise click.UsageError(f"--cores names {len(given)} cores, and --threads asks for {most}; name as many")
+    return tuple(given[:most])

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from benchmarks.crew import Crew, Worker, WorkerError
 from benchmarks.problem import Problem
+from benchmarks.talk import Talk
 
 BURST_SECONDS = 0.03
-# Each epoch of ours copies the parameters in and out, a real one once in hundreds of steps.
-LEAST_STEPS = {"wholebatch": 2}
+# An epoch of ours copies the parameters in and out, and a real one has hundreds of steps. At shape E (3 million
+# weights) that takes 30 ms: 6 % of one step, 1.5 % of four.
+LEAST_STEPS = {"wholebatch": 4}
 
 
 @dataclass(frozen=True, order=True)
 class Contender:
     """One line of a table."""
 
+    shape: str
     system: str
     norm: str
     threads: int
 
     def __str__(self) -> str:
-        return f"{self.system}, norm {self.norm}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.system} (shape {self.shape}, norm {self.norm}, {self.threads} thread{'s' * (self.threads > 1)})"
 
 
 @dataclass
 class Timings:
-    """Seconds per step, by contender and round (nan in rounds that it missed), and what was built."""
+    """Seconds per step, by contender and round (nan in a round that it missed); and which variant each contender is."""
 
     seconds: dict[Contender, list[float]] = field(default_factory=dict)
     notes: dict[Contender, str] = field(default_factory=dict)
@@ -50,81 +53,94 @@ class Timings:
         low, high = np.nanquantile(pairs, [0.2, 0.8])
         return self.median(above) / self.median(below), float(low), float(high)
 
+    def best(self, **fields: object) -> Contender | None:
+        """The contender of the least median among those with these fields (``system=``, ``norm=``, ...), if any."""
+        found = self.of(**fields)
+        return min(found, key=self.median) if found else None
 
-Say = Callable[[str], None]
+    def of(self, **fields: object) -> list[Contender]:
+        """The contenders with these fields."""
+        return [c for c in self.seconds if all(getattr(c, name) == value for name, value in fields.items())]
+
+    def add(self, other: Timings) -> None:
+        """Take another measurement's contenders in."""
+        self.seconds |= other.seconds
+        self.notes |= other.notes
 
 
-def build(
-    crew: Crew, problems: dict[Contender, Problem], say: Say
-) -> tuple[dict[Contender, tuple[Worker, int]], Timings]:
-    """Have every contender's net built in its worker; one that cannot be is told and missing from the result."""
-    ready: dict[Contender, tuple[Worker, int]] = {}
-    timings = Timings()
-    for number, (contender, problem) in enumerate(problems.items()):
-        worker = crew.workers.get((contender.system, contender.threads))
-        if worker is None:  # it was told already
-            continue
-        least = LEAST_STEPS.get(contender.system, 1)
-        try:
-            built = worker.ask("build", number=number, problem=asdict(problem), seconds=BURST_SECONDS, least=least)
-        except WorkerError as error:
-            _lose(crew, worker, contender, error, say)
-            continue
-        ready[contender] = worker, number
-        timings.notes[contender] = built["note"]
-    return ready, timings
+def load(crew: Crew, systems: Iterable[str], threads: Iterable[int], talk: Talk) -> dict[str, str]:
+    """Start a worker for each system and number of threads; returns the systems' versions, tells who is left out."""
+    versions: dict[str, str] = {}
+    for system in systems:
+        for count in threads:
+            talk.progress(f"starting {system}")
+            worker = crew.start(system, count)
+            try:
+                versions[system] = worker.ask("load")["version"]
+            except WorkerError as error:
+                crew.dismiss(worker)
+                versions.pop(system, None)
+                talk.note(f"{system} is left out: {error}")
+                break
+    return versions
 
 
 def measure(
     crew: Crew,
-    problems: dict[Contender, Problem],
+    problems: Mapping[Contender, Problem],
     repeats: int,
-    say: Say,
-    between: Callable[[int], None] = lambda _: None,
+    talk: Talk,
+    between: Callable[[], None] = lambda: None,
 ) -> Timings:
-    """Time ``repeats`` rounds; ``between(round)`` is called before each.
+    """Time ``repeats`` rounds; ``between()`` is called before each.
 
-    A contender whose worker fails is told, and left out of the result.
+    A contender that cannot be built, or whose worker fails, is told and left out of the result.
     """
-    ready, timings = build(crew, problems, say)
+    ready, timings = _build(crew, problems, talk)
     order = list(ready)
     shuffle = random.Random(0).shuffle
     timings.seconds = {contender: [float("nan")] * repeats for contender in order}
     for turn in range(repeats):
-        between(turn)
+        talk.progress(f"round {turn + 1} of {repeats}")
+        between()
         shuffle(order)
         for contender in list(order):
             worker, number = ready[contender]
             try:
                 timings.seconds[contender][turn] = worker.ask("burst", number=number)["seconds"]
             except WorkerError as error:
-                _lose(crew, worker, contender, error, say)
+                _lose(crew, worker, contender, error, talk)
                 order.remove(contender)
                 del timings.seconds[contender]
-    for worker in list(crew.workers.values()):
-        worker.process.poll()
-        if worker.process.returncode is None:
+    for worker in {id(worker): worker for worker, _ in ready.values()}.values():
+        if worker.alive:
             worker.ask("drop")
     return timings
 
 
-def load(crew: Crew, systems: Iterable[str], threads: Iterable[int], say: Say) -> dict[str, str]:
-    """Start a worker for each system and number of threads; returns the systems' versions, tells who is left out."""
-    versions: dict[str, str] = {}
-    for system in systems:
-        for count in threads:
-            worker = crew.start(system, count)
-            try:
-                versions[system] = worker.ask("load")["version"]
-            except WorkerError as error:
-                crew.dismiss(worker)
-                say(f"{system} is left out: {error}")
-                break
-    return versions
+def _build(
+    crew: Crew, problems: Mapping[Contender, Problem], talk: Talk
+) -> tuple[dict[Contender, tuple[Worker, int]], Timings]:
+    ready: dict[Contender, tuple[Worker, int]] = {}
+    timings = Timings()
+    for number, (contender, problem) in enumerate(problems.items()):
+        worker = crew.workers.get((contender.system, contender.threads))
+        if worker is None:  # it ended, which was told
+            continue
+        talk.progress(f"building {contender}")
+        least = LEAST_STEPS.get(contender.system, 1)
+        try:
+            built = worker.ask("build", number=number, problem=asdict(problem), seconds=BURST_SECONDS, least=least)
+        except WorkerError as error:
+            _lose(crew, worker, contender, error, talk)
+            continue
+        ready[contender] = worker, number
+        timings.notes[contender] = built["note"]
+    # A worker that died over a later net took the earlier ones with it.
+    return {contender: pair for contender, pair in ready.items() if pair[0].alive}, timings
 
 
-def _lose(crew: Crew, worker: Worker, contender: Contender, error: WorkerError, say: Say) -> None:
-    say(f"{contender} is left out: {error}")
-    if worker.process.poll() is not None:
-        crew.workers.pop((worker.system, worker.threads), None)
-        worker.close()
+def _lose(crew: Crew, worker: Worker, contender: Contender, error: WorkerError, talk: Talk) -> None:
+    talk.note(f"{contender} is left out: {error}")
+    if not worker.alive:
+        crew.dismiss(worker)

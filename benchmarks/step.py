@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from benchmarks import rounds, tables
+from benchmarks import machine, ratios, rounds, tables
 from benchmarks.crew import Crew
-from benchmarks.options import Names, Threads, default_threads
+from benchmarks.limits import Limits
+from benchmarks.options import Cores, Names, Threads, choose_places, default_threads
 from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
+from benchmarks.sheet import Sheet
 from benchmarks.systems import PEERS, SYSTEMS
+from benchmarks.talk import Talk
+from wholebatch import files
 
 NORMS = ("batch", "layer", "none")
 
 
 @click.command()
 @click.option("--shapes", type=Names("shape", tuple(SHAPES)), default=",".join(SHAPES), show_default=True)
-@click.option("--threads", type=Threads(), default=default_threads, help="Threads for every system.  [default: 1,2]")
+@click.option("--threads", type=Threads(), default=default_threads, show_default="1,2", help="For every system.")
+@click.option("--cores", type=Cores(), help="Cores to stand on, say 0,2; the first n of them with n threads.")
 @click.option(
     "--peers",
     type=Names("peer", PEERS, may_be_none=True),
@@ -33,45 +38,75 @@ NORMS = ("batch", "layer", "none")
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Rounds of a burst of each.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows to this file.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write all tables to this file.")
 def step(
     shapes: tuple[str, ...],
     threads: tuple[int, ...],
+    cores: tuple[int, ...] | None,
     peers: tuple[str, ...],
     norms: tuple[str, ...],
     optimizer: str,
     repeats: int,
     json_path: Path | None,
+    markdown: Path | None,
 ) -> None:
     """Time one training step: forward, loss, backward, optimizer; float32, cross-entropy, ReLU.
 
     Every system runs in processes of its own, one for each number of threads, on the same cores, one after the other
     in a new order every round. wholebatch takes shuffled rows out of a table, as fit does; the peers get mini-batches
     that lie ready.
+
+    'compile' is torch.compile, 'jax' one jitted step called for each mini-batch, 'jax-scan' a loop of steps under one
+    jit. Each takes the fastest of the variants that this measurement knows.
     """
-    console, errors = Console(), Console(stderr=True)
+    places = choose_places(threads, cores)
     systems = [name for name in SYSTEMS if name == "wholebatch" or name in peers]
-    found: dict[str, Timings] = {}
-
-    def say(sentence: str) -> None:
-        errors.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
-
-    with Crew() as crew:
-        versions = rounds.load(crew, systems, threads, say)
+    found, limits = Timings(), Limits()
+    sheets: list[Sheet] = []
+    with Talk() as talk, Crew(places) as crew:
+        versions = rounds.load(crew, systems, threads, talk)
+        limits.measure_bandwidth(crew, threads, talk)
+        header = [
+            *machine.describe(places, versions),
+            _limits_line(limits),
+            f"optimizer: {optimizer}; {repeats} rounds",
+        ]
+        for line in header:
+            talk.out.print(line, highlight=False, markup=False)
         for shape in (SHAPES[name] for name in shapes):
             chosen = _choose_threads(shape, max(threads)) if "wholebatch" in versions else None
-            if chosen is not None and chosen not in threads:
-                rounds.load(crew, ["wholebatch"], [chosen], say)
-            counts = {"wholebatch": sorted({*threads, chosen or threads[0]})}
+            counts = sorted({*threads, *([chosen] if chosen else [])})
+            if chosen and chosen not in threads:
+                rounds.load(crew, ["wholebatch"], [chosen], talk)
+                limits.measure_bandwidth(crew, {chosen} - limits.bandwidth.keys(), talk)
             problems = {
-                Contender(system, norm, count): Problem(shape.batch, shape.sizes, norm, optimizer, count)
+                Contender(shape.name, system, norm, count): Problem(shape.batch, shape.sizes, norm, optimizer, count)
                 for system in versions
-                for norm, count in product(norms, counts.get(system, threads))
-                if system != "sklearn" or norm == "none"
+                for norm, count in product(norms, counts if system == "wholebatch" else threads)
+                if system != "sklearn" or norm == "none"  # it has no norms
             }
-            found[shape.name] = rounds.measure(crew, problems, repeats, say)
-            console.print(tables.of_shape(shape, found[shape.name]))
+            limits.forget_peak()
+            between = partial(limits.measure_peak, crew, counts, talk)
+            timings = rounds.measure(crew, problems, repeats, talk, between)
+            limits.tell_crowding(shape.name, talk)
+            found.add(timings)
+            for sheet in (
+                tables.times(shape, timings, limits, chosen),
+                tables.ratios(shape, ratios.of_shape(shape, timings, chosen)),
+            ):
+                sheets.append(sheet)
+                talk.out.print(sheet.to_rich())
+    talk.out.print(tables.LEGEND, highlight=False, markup=False)
     if json_path is not None:
         tables.write_rows(json_path, found)
+    if markdown is not None:
+        parts = ["\n".join(f"- {line}" for line in [*header, *talk.notes]), *(s.to_markdown() for s in sheets)]
+        files.write(markdown, "\n\n".join([*parts, tables.LEGEND]) + "\n")
+
+
+def _limits_line(limits: Limits) -> str:
+    shown = ", ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in sorted(limits.bandwidth.items()))
+    return f"memory bandwidth (triad), threads: {shown or 'not measured'}"
 
 
 def _choose_threads(shape: Shape, most: int) -> int:

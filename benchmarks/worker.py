@@ -60,6 +60,18 @@ class Desk:
             trainer.run(1)  # what the others left in the caches is not this system's cost
         return {"seconds": trainer.run(steps) / steps}
 
+    def peak(self, bursts: int) -> Answer:
+        """The peak of multiply-adds on this worker's cores, operations per second."""
+        from wholebatch.kernels import limits
+
+        return {"value": limits.fma_peak(len(os.sched_getaffinity(0)), bursts=bursts)}
+
+    def bandwidth(self) -> Answer:
+        """Bytes per second that this worker's cores move."""
+        from wholebatch.kernels import limits
+
+        return {"value": limits.memory_bandwidth(len(os.sched_getaffinity(0)))}
+
     def drop(self) -> Answer:
         """Forget all nets."""
         self.trainers.clear()

@@ -14,6 +14,7 @@ SYSTEMS = {
     "torch": "eager",
     "compile": "compiled",
     "jax": "jitted",
+    "jax-scan": "scanned",
     "sklearn": "perceptron",
 }
 PEERS = tuple(name for name in SYSTEMS if name != "wholebatch")

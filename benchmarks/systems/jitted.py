@@ -21,7 +21,7 @@ def load() -> str:
     return f"{jax.__version__} (jaxlib {version('jaxlib')})"
 
 
-def _initial(problem: Problem) -> Any:
+def initial(problem: Problem) -> Any:
     """(parameters, running statistics, optimizer state, step)."""
     random = np.random.default_rng(0)
     layers = []
@@ -80,6 +80,15 @@ def _update(problem: Problem, layers: Any, gradients: Any, moments: Any, step: A
     ]
 
 
+def take_step(problem: Problem, state: Any, x: Any, y: Any) -> Any:
+    """The state after a training step on this mini-batch; to be traced."""
+    layers, running, moments, count = state
+    gradient = jax.grad(lambda w: _loss(problem, w, running, x, y), has_aux=True)
+    gradients, running = gradient(layers)
+    layers, moments = _update(problem, layers, gradients, moments, count + 1)
+    return layers, running, moments, count + 1
+
+
 class Jitted:
     """One jitted step, called for one mini-batch after another."""
 
@@ -94,16 +103,9 @@ class Jitted:
                 for a, b in zip(x.reshape(*shape, -1), y.reshape(shape), strict=True)
             ]
         )
-        self.state = _initial(problem)
+        self.state = initial(problem)
 
-        def step(state: Any, x: Any, y: Any) -> Any:
-            layers, running, moments, count = state
-            with_kept = jax.grad(lambda w: _loss(problem, w, running, x, y), has_aux=True)
-            gradients, running = with_kept(layers)
-            layers, moments = _update(problem, layers, gradients, moments, count + 1)
-            return layers, running, moments, count + 1
-
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jax.jit(lambda state, x, y: take_step(problem, state, x, y), donate_argnums=0)
 
     def run(self, steps: int) -> float:
         batches, state, step = list(islice(self.batches, steps)), self.state, self.step

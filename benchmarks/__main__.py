@@ -14,6 +14,7 @@ from wholebatch.commands.edge import INTERRUPTED, explain
 # A subcommand NAME is the function `NAME` in the module benchmarks.NAME.
 SUBCOMMANDS = {
     "step": "Time one training step, ours and the peers', interleaved.",
+    "fit": "Time whole fits: seconds, score, memory, time to a target score.",
     "scaling": "Time a step as batch, width, depth and threads grow.",
 }
 

@@ -4,6 +4,7 @@
 // so a result does not depend on how rows and columns are dealt out to threads.
 #pragma once
 
+#include "kernels.h"
 #include "simd.h"
 
 namespace wholebatch::WB_SET {
@@ -61,34 +62,36 @@ inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *
 // All rows of one panel, in tiles of nearly equal height (a single left-over row would starve the multiply-add units).
 template <class T, int NV, bool TRANSPOSED>
 inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
-                  std::int64_t ldc, bool first) {
+                  std::int64_t ldc, bool first, Ahead &ahead) {
   const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
   for (int t = 0; t < tiles; ++t) {
     const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
     tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc,
                                ldc, first);
+    ahead.fetch();
   }
 }
 
 template <class T>
-void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc) {
+void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
+              Ahead &ahead) {
   for (int k = 0; k < depth; k += depth_block) {
     const int part = depth - k < depth_block ? depth - k : depth_block;
     const std::int64_t ldb = vectors * width<T>;
     if (vectors == 2)
-      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
+      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0, ahead);
     else
-      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
+      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0, ahead);
   }
 }
 
 template <class T>
 void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
-                         T *out, bool first) {
+                         T *out, bool first, Ahead &ahead) {
   if (vectors == 2)
-    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first);
+    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first, ahead);
   else
-    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first);
+    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first, ahead);
 }
 
 // Where column c of a matrix of panels begins, and how many vectors its panel has.

@@ -57,14 +57,44 @@ struct Rows {
   int count;
 };
 
+// Memory that the next block of rows will need, asked for a little at a time while products keep the arithmetic units
+// busy.
+struct Ahead {
+  struct Stretch {
+    const char *at, *end;
+  } stretches[4];
+  int count = 0, lines_per_tile = 0;
+
+  template <class T> void add(const T *at, std::int64_t elements) {
+    stretches[count++] = {reinterpret_cast<const char *>(at), reinterpret_cast<const char *>(at + elements)};
+  }
+  // To be fetched within so many register tiles.
+  void spread(std::int64_t tiles) {
+    std::int64_t lines = 0;
+    for (int i = 0; i < count; ++i)
+      lines += (stretches[i].end - stretches[i].at) / 64 + 1;
+    lines_per_tile = static_cast<int>(lines / (tiles > 0 ? tiles : 1) + 1);
+  }
+  void fetch() {
+    for (int i = 0; i < lines_per_tile && count > 0; ++i) {
+      Stretch &stretch = stretches[count - 1];
+      __builtin_prefetch(stretch.at, 0, 2);
+      stretch.at += 64;
+      if (stretch.at >= stretch.end)
+        --count;
+    }
+  }
+};
+
 template <class T> struct Kernels {
-  int width;
+  int width, tile_rows;
 
   // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
-  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc);
+  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
+                   Ahead &);
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
   void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
-                              int vectors, T *out, bool first);
+                              int vectors, T *out, bool first, Ahead &);
   // back (panels of inputs) = the transpose of forward's panel that begins at `output`, for inputs [begin, end)
   void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,
                     int end);
@@ -81,6 +111,16 @@ template <class T> struct Kernels {
   // In place over one panel that begins at `column`: dh -> g; and the sums over rows of g and g * x̂.
   void (*output_gradient)(const Between<T> &, Rows, const T *z, T *dh, std::int64_t ld, int column, int vectors,
                           double *sum_g, double *sum_gx);
+
+  // One element per padded column: see columns.h.
+  void (*statistics)(int columns, const double *mean, const double *m2, double share, T eps, const T *gamma,
+                     T *mean_out, T *rstd, T *scale);
+  void (*gradient_terms)(int columns, const double *sum_g, const double *sum_gx, double share, const T *rstd,
+                         const T *scale, T *k1, T *k2);
+  // out = part 0 + part 1 + ..., which lie `stride` apart; count is whole vectors.
+  void (*sum_parts)(std::int64_t count, int parts, const T *part, std::int64_t stride, T *out);
+  void (*gather)(const T *table, std::int64_t columns, const std::int64_t *rows, int count, std::int64_t begin,
+                 std::int64_t end, const T *centre, T *h, std::int64_t ldh);
 
   // In place: outputs -> their gradient. Returns the block's share of the loss. scratch: (padded outputs, lanes).
   double (*loss)(const LossTerms<T> &, int rows, T *out, std::int64_t ld, const std::int64_t *rows_index,

@@ -9,6 +9,7 @@ namespace wholebatch {
 namespace {
 
 constexpr std::int64_t poll_nanoseconds = 50'000'000;
+constexpr std::int64_t kept_bytes = std::int64_t{1} << 20; // about a second-level cache
 
 std::int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -65,7 +66,10 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
       layer.running_mean.resize(layer.padded);
       layer.running_var.resize(layer.padded);
     }
-    ldh_ = std::max(ldh_, odd_lines(std::max<std::int64_t>(layer.depth, whole(layer.inputs, width)), line));
+    layer.ldh = odd_lines(std::max<std::int64_t>(layer.depth, whole(layer.inputs, width)), line);
+    ldh_ = std::max(ldh_, layer.ldh);
+    if (summed_in_groups(layer))
+      part_size_ = std::max(part_size_, static_cast<std::int64_t>(layer.weight.value.size()));
     lddz_ = std::max(lddz_, odd_lines(layer.padded, line));
   }
   work_.resize(config_.threads);
@@ -75,8 +79,8 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     work.turned.resize(static_cast<std::size_t>(layers_.back().padded) * width);
     work.row_mean.resize(Blocks::most);
     work.row_rstd.resize(Blocks::most);
-    work.layers.resize(count - 1);
-    for (int l = 0; l < count - 1; ++l) {
+    work.layers.resize(count);
+    for (int l = 0; l < count; ++l) {
       auto &v = work.layers[l];
       for (Buffer<T> *buffer : {&v.mean, &v.rstd, &v.scale, &v.gamma, &v.beta, &v.k1, &v.k2})
         buffer->resize(layers_[l].padded);
@@ -116,6 +120,12 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
   for (int l = 0; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
     widest = std::max(widest, layer.stride);
+    layer.keeps_inputs = most_rows * layer.ldh * static_cast<std::int64_t>(sizeof(T)) <= kept_bytes;
+    if (layer.keeps_inputs && !config_.by_neuron)
+      layer.h.resize(most_rows * layer.ldh);
+    for (Workspace<T> &work : work_)
+      if (layer.keeps_inputs && config_.by_neuron)
+        work.layers[l].h.resize(most_rows * layer.ldh);
     if (l == hidden())
       break;
     layer.z.resize(most_rows * layer.stride);
@@ -130,6 +140,27 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
   for (int i = 0; i < std::min(3, hidden() + 1); ++i)
     g_[i].resize(most_rows * widest);
   loss_blocks_.resize(blocks);
+  const int groups = groups_of(blocks);
+  for (int i = 0; groups > 1 && i < std::min(2, hidden() + 1); ++i)
+    parts_[i].resize(groups * part_size_);
+  for (int w = 0; w < config_.threads; ++w)
+    for (int l = 0; l < hidden(); ++l)
+      prepare_between(w, l);
+}
+
+// Sums over groups of blocks make the gradient of a weight matrix the work of whoever has a block's h and dZ in cache.
+// The groups are a function of shapes alone. They are few enough for their sums to stay in cache, and for 64 threads
+// enough.
+template <class T> int Network<T>::groups_of(std::int64_t blocks) const {
+  constexpr std::int64_t most = 64, elements = std::int64_t{1} << 21;
+  std::int64_t largest = 1;
+  for (const LayerState<T> &layer : layers_)
+    if (summed_in_groups(layer))
+      largest = std::max(largest, static_cast<std::int64_t>(layer.depth) * layer.outputs);
+  int groups = 1;
+  while (groups * 2 <= std::min({most, blocks / 4, elements / largest}))
+    groups *= 2;
+  return groups;
 }
 
 // Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are
@@ -143,7 +174,7 @@ template <class T> void Network<T>::centre(const Epoch &epoch) {
   const int columns = config_.sizes[0];
   const std::int64_t rows = std::min<std::int64_t>(64, epoch.offsets[epoch.steps]);
   T *sample = work_[0].h.get();
-  gather(epoch.table, epoch.order, static_cast<int>(rows), 0, columns, false, sample);
+  gather(epoch.table, epoch.order, static_cast<int>(rows), 0, columns, false, sample, ldh_);
   std::vector<double> mean(columns), m2(columns);
   for (std::int64_t r = 0; r < rows; ++r)
     for (int c = 0; c < columns; ++c) {
@@ -160,7 +191,7 @@ template <class T> void Network<T>::centre(const Epoch &epoch) {
 
 template <class T>
 void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin,
-                        std::int64_t end, bool centred, T *h) const {
+                        std::int64_t end, bool centred, T *h, std::int64_t ldh) const {
   const std::int64_t columns = config_.sizes[0], stop = std::min(end, columns);
   const auto sparse = [&](const auto *indices, const auto *indptr, std::int64_t row, T *to) {
     for (std::int64_t c = begin; c < stop; ++c)
@@ -169,30 +200,26 @@ void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int cou
     for (const auto *i = std::lower_bound(first, last, begin); i != last && *i < stop; ++i)
       to[*i] += table.data[i - indices];
   };
-  for (int r = 0; r < count; ++r, h += ldh_) {
-    const std::int64_t row = rows[r];
-    if (!table.dense) {
+  if (table.dense) {
+    kernels_.gather(table.dense, columns, rows, count, begin, stop, centred ? centre_.get() : nullptr, h, ldh);
+  } else {
+    T *to = h;
+    for (int r = 0; r < count; ++r, to += ldh) {
       if (table.indices32)
-        sparse(table.indices32, table.indptr32, row, h);
+        sparse(table.indices32, table.indptr32, rows[r], to);
       else
-        sparse(table.indices64, table.indptr64, row, h);
-    } else {
-      const T *from = table.dense + row * columns;
-      if (centred)
-        for (std::int64_t c = begin; c < stop; ++c)
-          h[c] = from[c] - centre_[c];
-      else
-        std::copy(from + begin, from + stop, h + begin);
+        sparse(table.indices64, table.indptr64, rows[r], to);
     }
-    if (end > columns)
-      h[columns] = T(1);
   }
+  for (int r = 0; end > columns && r < count; ++r)
+    h[r * ldh + columns] = T(1);
 }
 
-template <class T> Between<T> Network<T>::between(int worker, int layer) const {
-  const LayerState<T> &state = layers_[layer];
-  const auto &v = work_[worker].layers[layer];
-  Between<T> b{};
+template <class T> void Network<T>::prepare_between(int worker, int layer) {
+  LayerState<T> &state = layers_[layer];
+  auto &v = work_[worker].layers[layer];
+  Between<T> &b = v.between;
+  b = {};
   b.norm = config_.norm;
   b.after = config_.after;
   b.activation = config_.activation;
@@ -206,13 +233,12 @@ template <class T> Between<T> Network<T>::between(int worker, int layer) const {
   b.beta = v.beta.get();
   b.k1 = v.k1.get();
   b.k2 = v.k2.get();
-  b.row_mean = const_cast<T *>(state.row_mean.get());
-  b.row_rstd = const_cast<T *>(state.row_rstd.get());
+  b.row_mean = state.row_mean.get();
+  b.row_rstd = state.row_rstd.get();
   b.seed = config_.seed;
   b.threshold = static_cast<std::uint32_t>(config_.dropout * 4294967296.0);
   b.layer = static_cast<std::uint32_t>(layer);
   b.keep_scale = static_cast<T>(1 / (1 - config_.dropout));
-  return b;
 }
 
 // By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is
@@ -221,7 +247,9 @@ template <class T> typename Network<T>::Share Network<T>::share(int worker, std:
   const std::int64_t panels = panels_of(padded), workers = config_.threads;
   if (config_.by_neuron)
     return {{0, blocks}, {panels * worker / workers, panels * (worker + 1) / workers}};
-  return {{blocks * worker / workers, blocks * (worker + 1) / workers}, {0, panels}};
+  const std::int64_t groups = groups_of(blocks), units = groups > 1 ? groups : blocks; // whole groups
+  return {{blocks * (units * worker / workers) / units, blocks * (units * (worker + 1) / workers) / units},
+          {0, panels}};
 }
 
 // The part of a weight matrix whose gradient and update are this worker's, over all examples. By neuron it is the

@@ -64,6 +64,9 @@ template <class T> struct LayerState {
   double tracked = 0; // num_batches_tracked
   // Of the mini-batch under way:
   Buffer<T> z;                                     // (rows, stride)
+  bool keeps_inputs = false;                       // h is small enough to be kept for the gradient, not made again
+  std::int64_t ldh;                                // of h
+  Buffer<T> h;                                     // (rows, ldh), where workers share it
   Buffer<T> row_mean, row_rstd;                    // layer and rms norm
   Buffer<double> means, m2s, sum_gs, sum_gxs;      // [block][padded]
   Buffer<double> weight_squares, gradient_squares; // of each row: [panel][depth]
@@ -75,6 +78,8 @@ template <class T> struct Workspace {
   struct Vectors {
     Buffer<T> mean, rstd, scale, gamma, beta, k1, k2;
     Buffer<double> merged_mean, merged_m2, sum_g, sum_gx;
+    Buffer<T> h;        // the layer's kept inputs, where every worker makes its own (by neuron)
+    Between<T> between; // what stands behind the layer
   };
   std::vector<Vectors> layers;
   Buffer<T> h, dz;              // a block of a layer's inputs, and of the gradient of its sums
@@ -134,11 +139,17 @@ private:
   struct Tile {
     Range depth, panels;
   };
+  // Rows of a block.
+  struct Matrix {
+    T *at;
+    std::int64_t ld;
+  };
   // The step under way, as one worker sees it.
   struct Step {
     int worker;
     std::int64_t index, rows;
     Blocks blocks;
+    int groups; // of blocks, whose weight gradients are summed one by one; 1: none
     const std::int64_t *order;
     LossTerms<T> loss;
     UpdateTerms<T> update;
@@ -152,17 +163,31 @@ private:
   bool step(int worker, std::int64_t index);
   bool meet_after(const Step &step, int layer);
   void forward(const Step &step, int layer);
-  void output(const Step &step);
-  void backward(const Step &step, int layer);
-  void inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end);
-  const T *gradient_of_sums(const Step &step, int layer, std::int64_t block, std::int64_t &ld);
+  void output(const Step &step, std::int64_t block);
+  void backward(const Step &step, int layer, std::int64_t block, bool has_inputs);
+  template <class F> void each_block(const Step &step, Range blocks, F f) {
+    for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
+      if (b > blocks.begin)
+        poll(step.worker);
+      f(b);
+    }
+  }
+  Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
+  Matrix place_of_inputs(const Step &step, int layer, Rows rows);
+  Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
+  void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels,
+                   Ahead &ahead);
+  void look_ahead(const Step &step, const Buffer<T> &of, std::int64_t stride, std::int64_t block, Ahead &ahead) const {
+    const Rows rows = rows_of(step.blocks, block);
+    ahead.add(of.get() + rows.first * stride, rows.count * stride);
+  }
   void row_statistics(const Step &step, int layer, Range blocks);
   void finish_moments(const Step &step, int layer);
   void finish_sums(const Step &step, int layer);
   void finish_loss(const Step &step);
-  Step begin(int worker, std::int64_t index) const;
+  Step begin(int worker, std::int64_t index);
   bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
-  Between<T> between(const Step &step, int layer) const;
+  const Between<T> &between(const Step &step, int layer) const { return work_[step.worker].layers[layer].between; }
   double count_of(const Step &step, Rows rows) const;
 
   // update.cpp: gradients of the parameters, and the optimizer
@@ -179,8 +204,19 @@ private:
   void prepare(std::int64_t most_rows);
   void centre(const Epoch &epoch);
   void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end,
-              bool centred, T *h) const;
-  Between<T> between(int worker, int layer) const;
+              bool centred, T *h, std::int64_t ldh) const;
+  void prepare_between(int worker, int layer);
+  int groups_of(std::int64_t blocks) const;
+  bool is_grouped(const Step &step, int layer) const { return step.groups > 1 && summed_in_groups(layers_[layer]); }
+  // Whether a block's part of the weight gradient is added at once to a sum that stays in cache.
+  static bool summed_in_groups(const LayerState<T> &layer) {
+    return static_cast<std::int64_t>(layer.depth) * layer.outputs <= (std::int64_t{1} << 17);
+  }
+  // dL/dZ has taken dL/dy's place: each worker did it for its own rows on the way down.
+  bool has_gradient_of_sums(const Step &step, int layer) const {
+    return layer == hidden() || config_.norm == Norm::none ||
+           (!config_.by_neuron && layer > 0 && !is_grouped(step, layer));
+  }
   Share share(int worker, std::int64_t blocks, int padded) const;
   Tile tile(int worker, const LayerState<T> &layer) const;
   void poll(int worker);
@@ -188,6 +224,9 @@ private:
 
   std::int64_t panel_width() const { return 2 * kernels_.width; }
   std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
+  std::int64_t tiles_of(int rows, Range panels) const {
+    return (rows + kernels_.tile_rows - 1) / kernels_.tile_rows * (panels.end - panels.begin);
+  }
   int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
   // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.
   template <class F> void each_stretch(const LayerState<T> &state, const Tile &tile, F f) const {
@@ -215,6 +254,8 @@ private:
   // dL/dy of the layer under way, of the one below it (being written), and of the one above (its weight gradient still
   // reads it)
   Buffer<T> g_[3];
+  Buffer<T> parts_[2]; // sums over groups of blocks of a weight gradient, for odd and even layers: [group][part_size_]
+  std::int64_t part_size_ = 0;
   std::int64_t ldh_ = 0, lddz_ = 0;
   Buffer<double> loss_blocks_;
 

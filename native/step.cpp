@@ -16,13 +16,27 @@
 
 namespace wholebatch {
 
-template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::int64_t index) const {
+template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::int64_t index) {
   const Epoch &epoch = *epoch_;
   const std::int64_t *order = epoch.order + epoch.offsets[index];
   const std::int64_t rows = epoch.offsets[index + 1] - epoch.offsets[index];
-  Step step{
-      worker, index, rows, Blocks(rows), order, {}, {}, epoch.learning_rates != nullptr, 0, static_cast<double>(rows),
-      rows};
+  Step step{worker,
+            index,
+            rows,
+            Blocks(rows),
+            groups_of(Blocks(rows).count),
+            order,
+            {},
+            {},
+            epoch.learning_rates != nullptr,
+            0,
+            static_cast<double>(rows),
+            rows};
+  for (auto &layer : work_[worker].layers) {
+    layer.between.step = static_cast<std::uint32_t>(epoch.first_step + index);
+    layer.between.weights = weighs_moments() ? epoch.table.weights : nullptr;
+    layer.between.order = order;
+  }
 
   double weight = step.examples;
   const T *weights = epoch.table.weights;
@@ -47,7 +61,8 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
 
   if (step.updates) {
     const double rate = epoch.learning_rates[index], t = static_cast<double>(epoch.first_step + index + 1);
-    const double root_correction = std::sqrt(1 - std::pow(config_.beta2, t));
+    const bool adam = config_.optimizer != OptimizerKind::sgd;
+    const double root_correction = adam ? std::sqrt(1 - std::pow(config_.beta2, t)) : 1;
     step.update = {config_.optimizer,
                    config_.nesterov,
                    static_cast<T>(rate),
@@ -56,7 +71,7 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
                    static_cast<T>(config_.beta1),
                    static_cast<T>(config_.beta2),
                    static_cast<T>(config_.optimizer_eps / (config_.eps_hat ? root_correction : 1)),
-                   static_cast<T>(rate / (1 - std::pow(config_.beta1, t))),
+                   static_cast<T>(adam ? rate / (1 - std::pow(config_.beta1, t)) : rate),
                    static_cast<T>(root_correction)};
   }
   return step;
@@ -72,14 +87,24 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
     if (!meet_after(step, l))
       return false;
   }
-  output(step); // 2
-  if ((config_.by_neuron || last == 0) && team_->meet(step.worker))
-    return false;
+  const Range own = share(worker, step.blocks.count, 1).blocks;
+  if (config_.by_neuron || last == 0) { // 2
+    const std::int64_t workers = config_.threads, count = step.blocks.count;
+    each_block(step, {count * worker / workers, count * (worker + 1) / workers},
+               [&](std::int64_t b) { output(step, b); });
+    if (team_->meet(worker))
+      return false;
+  }
   for (int l = last; l > 0; --l) { // 3
-    backward(step, l);
+    each_block(step, own, [&](std::int64_t b) {
+      const bool with_output = l == last && !config_.by_neuron; // while the block is in cache
+      if (with_output)
+        output(step, b);
+      backward(step, l, b, with_output);
+    });
     if (l < last)
       weight_gradient(step, l + 1);
-    if (team_->meet(step.worker))
+    if (team_->meet(worker))
       return false;
     if (l == last)
       finish_loss(step);
@@ -87,14 +112,20 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   }
   if (last == 0)
     finish_loss(step);
-  for (int l = std::min(1, last); l >= 0; --l) // 4
-    weight_gradient(step, l);
+  else // 4
+    weight_gradient(step, 1);
+  if (is_grouped(step, 0) && !config_.by_neuron) {
+    each_block(step, own, [&](std::int64_t b) { backward(step, 0, b, false); });
+    if (team_->meet(worker))
+      return false;
+  }
+  weight_gradient(step, 0);
   if (config_.max_grad_norm > 0 && step.updates) {
-    if (team_->meet(step.worker))
+    if (team_->meet(worker))
       return false;
     clip_and_update(step);
   }
-  if (team_->meet(step.worker))
+  if (team_->meet(worker))
     return false;
   add_penalty(step);
   return true;
@@ -116,130 +147,154 @@ template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
 
 template <class T> void Network<T>::row_statistics(const Step &step, int layer, Range blocks) {
   LayerState<T> &state = layers_[layer];
-  const Between<T> between = this->between(step, layer);
   for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
     const Rows rows = rows_of(step.blocks, b);
-    kernels_.row_statistics(between, rows, state.z.get() + rows.first * state.stride, state.stride);
+    kernels_.row_statistics(between(step, layer), rows, state.z.get() + rows.first * state.stride, state.stride);
   }
 }
 
-// A block of a layer's inputs into the worker's h: gathered from the table, or made again from the sums of the layer
-// below.
-template <class T>
-void Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end) {
+template <class T> typename Network<T>::Matrix Network<T>::place_of_inputs(const Step &step, int layer, Rows rows) {
+  LayerState<T> &state = layers_[layer];
   Workspace<T> &work = work_[step.worker];
+  if (!state.keeps_inputs)
+    return {work.h.get(), state.ldh};
+  T *all = config_.by_neuron ? work.layers[layer].h.get() : state.h.get();
+  return {all + rows.first * state.ldh, state.ldh};
+}
+
+// Columns [begin, end) of a block of a layer's inputs: gathered from the table, or made again from the sums of the
+// layer below. again: they were asked for in this step before.
+template <class T>
+typename Network<T>::Matrix Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin,
+                                               std::int64_t end, bool again) {
   const Rows rows = rows_of(step.blocks, block);
   const LayerState<T> &state = layers_[layer];
+  const Matrix h = place_of_inputs(step, layer, rows);
+  if (again && state.keeps_inputs)
+    return h;
   if (layer == 0) {
-    gather(epoch_->table, step.order + rows.first, rows.count, begin, end, centred_, work.h.get());
-    return;
+    gather(epoch_->table, step.order + rows.first, rows.count, begin, end, centred_, h.at, h.ld);
+    return h;
   }
   const LayerState<T> &below = layers_[layer - 1];
   const int width = kernels_.width;
-  Between<T> between = this->between(step, layer - 1);
-  between.step = static_cast<std::uint32_t>(epoch_->first_step + step.index);
   const int from = static_cast<int>(begin) / width * width,
             until = std::min((static_cast<int>(end) + width - 1) / width * width, below.padded);
-  kernels_.normalise(between, rows, below.z.get() + rows.first * below.stride, below.stride, from, until, work.h.get(),
-                     ldh_);
+  kernels_.normalise(between(step, layer - 1), rows, below.z.get() + rows.first * below.stride, below.stride, from,
+                     until, h.at, h.ld);
   if (state.bias && end > state.inputs)
     for (int r = 0; r < rows.count; ++r)
-      work.h[r * ldh_ + state.inputs] = T(1);
-}
-
-template <class T> Between<T> Network<T>::between(const Step &step, int layer) const {
-  Between<T> b = between(step.worker, layer);
-  b.weights = weighs_moments() ? epoch_->table.weights : nullptr;
-  b.order = step.order;
-  return b;
+      h.at[r * h.ld + state.inputs] = T(1);
+  return h;
 }
 
 template <class T> void Network<T>::forward(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const Share share = this->share(step.worker, step.blocks.count, state.padded);
-  const Between<T> between = this->between(step, layer);
   if (share.panels.begin == share.panels.end)
     return;
-  for (std::int64_t b = share.blocks.begin; b < share.blocks.end; ++b) {
-    poll(step.worker);
+  each_block(step, share.blocks, [&](std::int64_t b) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
-    inputs(step, layer, b, 0, state.depth);
+    const Matrix h = inputs(step, layer, b, 0, state.depth, false);
     const Rows rows = rows_of(step.blocks, b);
+    Ahead ahead;
+    if (b + 1 < share.blocks.end) {
+      look_ahead(step, state.z, state.stride, b + 1, ahead);
+      if (layer > 0)
+        look_ahead(step, layers_[layer - 1].z, layers_[layer - 1].stride, b + 1, ahead);
+      ahead.spread(tiles_of(rows.count, share.panels));
+    }
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
       T *z = state.z.get() + rows.first * state.stride + column;
-      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_,
-                        state.weight.value.get() + column * state.depth, vectors, z, state.stride);
+      kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + column * state.depth, vectors,
+                        z, state.stride, ahead);
       if (config_.norm == Norm::batch) // while the panel is hot
-        kernels_.moments(between, rows, z, state.stride, vectors, state.means.get() + b * state.padded + column,
-                         state.m2s.get() + b * state.padded + column);
+        kernels_.moments(between(step, layer), rows, z, state.stride, vectors,
+                         state.means.get() + b * state.padded + column, state.m2s.get() + b * state.padded + column);
     }
-  }
+  });
 }
 
-template <class T> void Network<T>::output(const Step &step) {
+template <class T> void Network<T>::output(const Step &step, std::int64_t block) {
   const int last = hidden();
   LayerState<T> &state = layers_[last];
   const Table<T> &table = epoch_->table;
-  const std::int64_t workers = config_.threads, count = step.blocks.count;
-  for (std::int64_t b = count * step.worker / workers; b < count * (step.worker + 1) / workers; ++b) {
-    poll(step.worker);
-    if (last > 0 && row_norm() && !config_.by_neuron)
-      row_statistics(step, last - 1, {b, b + 1});
-    inputs(step, last, b, 0, state.depth);
-    const Rows rows = rows_of(step.blocks, b);
-    T *out = gradients_of(last) + rows.first * state.stride;
-    for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
-      kernels_.multiply(rows.count, state.depth, work_[step.worker].h.get(), ldh_,
-                        state.weight.value.get() + p * panel_width() * state.depth, vectors_at(p, state.padded),
-                        out + p * panel_width(), state.stride);
-    loss_blocks_[b] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
-                                    table.values, table.weights, work_[step.worker].turned.get());
-  }
+  if (last > 0 && row_norm() && !config_.by_neuron)
+    row_statistics(step, last - 1, {block, block + 1});
+  const Matrix h = inputs(step, last, block, 0, state.depth, false);
+  const Rows rows = rows_of(step.blocks, block);
+  T *out = gradients_of(last) + rows.first * state.stride;
+  Ahead nothing;
+  for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
+    kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + p * panel_width() * state.depth,
+                      vectors_at(p, state.padded), out + p * panel_width(), state.stride, nothing);
+  loss_blocks_[block] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
+                                      table.values, table.weights, work_[step.worker].turned.get());
 }
 
-// dL/dZ of a block: made from g in the worker's dz, or g itself where nothing stands behind the sums.
+// dL/dZ of a block, for some panels: dL/dy itself where nothing stands behind the sums, in its place where no other
+// worker reads it, else in the worker's dz.
 template <class T>
-const T *Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t block, std::int64_t &ld) {
+typename Network<T>::Matrix Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t block,
+                                                         Range panels) {
   const LayerState<T> &state = layers_[layer];
   const Rows rows = rows_of(step.blocks, block);
-  const T *g = gradients_of(layer) + rows.first * state.stride;
-  ld = state.stride;
+  T *g = gradients_of(layer) + rows.first * state.stride;
   if (layer == hidden() || config_.norm == Norm::none)
-    return g;
-  ld = lddz_;
-  T *dz = work_[step.worker].dz.get();
-  kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, 0,
-                          state.padded, dz, lddz_);
+    return {g, state.stride};
+  const Matrix dz =
+      has_gradient_of_sums(step, layer) ? Matrix{g, state.stride} : Matrix{work_[step.worker].dz.get(), lddz_};
+  const int begin = static_cast<int>(panels.begin * panel_width()),
+            end = static_cast<int>(std::min<std::int64_t>(panels.end * panel_width(), state.padded));
+  kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, begin,
+                          end, dz.at, dz.ld);
   return dz;
 }
 
-template <class T> void Network<T>::backward(const Step &step, int layer) {
+// From dL/dy of a layer to dL/dy of the one below, for one block; and, where it is summed in groups, to the gradient of
+// the layer's weights.
+template <class T> void Network<T>::backward(const Step &step, int layer, std::int64_t block, bool has_inputs) {
   const LayerState<T> &state = layers_[layer];
-  LayerState<T> &below = layers_[layer - 1];
-  const Share share = this->share(step.worker, step.blocks.count, below.padded);
-  Between<T> between = this->between(step, layer - 1);
-  between.step = static_cast<std::uint32_t>(epoch_->first_step + step.index);
-  if (share.panels.begin == share.panels.end)
+  const Range all{0, panels_of(state.padded)};
+  const bool grouped = is_grouped(step, layer) && !config_.by_neuron;
+  const Range panels =
+      layer > 0 ? share(step.worker, step.blocks.count, layers_[layer - 1].padded).panels : Range{0, 0};
+  if (panels.begin == panels.end && !grouped)
     return;
-  for (std::int64_t b = share.blocks.begin; b < share.blocks.end; ++b) {
-    poll(step.worker);
-    std::int64_t ld;
-    const T *dz = gradient_of_sums(step, layer, b, ld);
-    const Rows rows = rows_of(step.blocks, b);
-    for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
-      const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
-      const int vectors = vectors_at(p, below.padded);
-      T *g = gradients_of(layer - 1) + at;
-      kernels_.multiply(rows.count, state.outputs, dz, ld, state.back.get() + column * state.outputs, vectors, g,
-                        below.stride);
-      double *sum_g = below.norm ? below.sum_gs.get() + b * below.padded + column : nullptr;
-      double *sum_gx = below.norm ? below.sum_gxs.get() + b * below.padded + column : nullptr;
-      kernels_.output_gradient(between, rows, below.z.get() + at, g, below.stride, static_cast<int>(column), vectors,
-                               sum_g, sum_gx);
+  const Matrix dz = gradient_of_sums(step, layer, block, all);
+  const Rows rows = rows_of(step.blocks, block);
+  Ahead ahead;
+  if (!config_.by_neuron && block + 1 < share(step.worker, step.blocks.count, 1).blocks.end) {
+    look_ahead(step, g_[layer % 3], state.stride, block + 1, ahead);
+    if (layer < hidden())
+      look_ahead(step, state.z, state.stride, block + 1, ahead);
+    if (layer > 0) {
+      look_ahead(step, layers_[layer - 1].z, layers_[layer - 1].stride, block + 1, ahead);
+      look_ahead(step, g_[(layer - 1) % 3], layers_[layer - 1].stride, block + 1, ahead);
     }
+    ahead.spread(tiles_of(rows.count, panels) + (grouped ? tiles_of(state.depth, all) : 0));
+  }
+  if (grouped) {
+    const Matrix h = has_inputs ? place_of_inputs(step, layer, rows_of(step.blocks, block))
+                                : inputs(step, layer, block, 0, state.depth, true);
+    add_to_part(step, layer, block, h, dz, all, ahead);
+  }
+  if (layer == 0)
+    return;
+  LayerState<T> &below = layers_[layer - 1];
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
+    const int vectors = vectors_at(p, below.padded);
+    T *g = gradients_of(layer - 1) + at;
+    kernels_.multiply(rows.count, state.outputs, dz.at, dz.ld, state.back.get() + column * state.outputs, vectors, g,
+                      below.stride, ahead);
+    double *sum_g = below.norm ? below.sum_gs.get() + block * below.padded + column : nullptr;
+    double *sum_gx = below.norm ? below.sum_gxs.get() + block * below.padded + column : nullptr;
+    kernels_.output_gradient(between(step, layer - 1), rows, below.z.get() + at, g, below.stride,
+                             static_cast<int>(column), vectors, sum_g, sum_gx);
   }
 }
 
@@ -271,12 +326,8 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
       step.blocks, [&](std::int64_t b) { return count_of(step, rows_of(step.blocks, b)); }, state.means.get(),
       state.m2s.get(), columns, mean, m2);
   const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
-  for (int c = 0; c < columns; ++c) {
-    const double rstd = 1 / std::sqrt(m2[c] / count + config_.eps);
-    v.mean[c] = static_cast<T>(mean[c]);
-    v.rstd[c] = static_cast<T>(rstd);
-    v.scale[c] = static_cast<T>(static_cast<double>(v.gamma[c]) * rstd);
-  }
+  kernels_.statistics(columns, mean, m2, 1 / count, static_cast<T>(config_.eps), v.gamma.get(), v.mean.get(),
+                      v.rstd.get(), v.scale.get());
   if (step.worker != 0 || !epoch_->track || whole == 0)
     return;
   state.tracked += 1;
@@ -305,11 +356,8 @@ template <class T> void Network<T>::finish_sums(const Step &step, int layer) {
   merge_sums(step.blocks, state.sum_gxs.get(), state.padded, v.sum_gx.get());
   const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   if (config_.norm == Norm::batch)
-    for (int c = 0; c < state.padded; ++c) {
-      const double scale = static_cast<double>(v.scale[c]);
-      v.k1[c] = static_cast<T>(-scale * v.sum_g[c] / count);
-      v.k2[c] = static_cast<T>(-scale * static_cast<double>(v.rstd[c]) * v.sum_gx[c] / count);
-    }
+    kernels_.gradient_terms(state.padded, v.sum_g.get(), v.sum_gx.get(), 1 / count, v.rstd.get(), v.scale.get(),
+                            v.k1.get(), v.k2.get());
 }
 
 // Worker 0 adds up the loss; where it is not finite it looks for the first layer with such a value, and everyone leaves

@@ -6,24 +6,52 @@
 namespace wholebatch {
 
 // dW = H^T dZ for this worker's tile of W, over all examples in order: no partial sums to merge, and the update can
-// follow at once.
+// follow at once. Where blocks' parts were summed in groups, only the groups' sums are left to add up.
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const Tile tile = this->tile(step.worker, state);
   const auto [begin, end] = tile.depth;
-  if (begin < end && tile.panels.begin < tile.panels.end)
-    for (std::int64_t b = 0; b < step.blocks.count; ++b) {
-      poll(step.worker);
-      inputs(step, layer, b, begin, end);
-      std::int64_t ld;
-      const T *dz = gradient_of_sums(step, layer, b, ld), *h = work_[step.worker].h.get() + begin;
-      const int rows = rows_of(step.blocks, b).count;
-      each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-        kernels_.multiply_transposed(rows, static_cast<int>(end - begin), h, ldh_, dz + panel * panel_width(), ld,
-                                     vectors_at(panel, state.padded), state.weight.gradient.get() + at, b == 0);
-      });
-    }
+  const bool grouped = is_grouped(step, layer);
+  if (begin < end && tile.panels.begin < tile.panels.end && (!grouped || config_.by_neuron))
+    each_block(step, {0, step.blocks.count}, [&](std::int64_t b) {
+      const Rows rows = rows_of(step.blocks, b);
+      Ahead nothing;
+      const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
+      const Matrix h = inputs(step, layer, b, begin, end, made_all);
+      const Matrix dz = has_gradient_of_sums(step, layer)
+                            ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
+                            : gradient_of_sums(step, layer, b, tile.panels);
+      if (grouped)
+        add_to_part(step, layer, b, h, dz, tile.panels, nothing);
+      else
+        each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
+          kernels_.multiply_transposed(rows.count, static_cast<int>(end - begin), h.at + begin, h.ld,
+                                       dz.at + panel * panel_width(), dz.ld, vectors_at(panel, state.padded),
+                                       state.weight.gradient.get() + at, b == 0, nothing);
+        });
+    });
+  if (grouped)
+    each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
+      kernels_.sum_parts(count, step.groups, parts_[layer % 2].get() + at, part_size_,
+                         state.weight.gradient.get() + at);
+    });
   finish_gradient(step, layer, tile);
+}
+
+// Adds a block's part of some panels of dW to the sum of its group.
+template <class T>
+void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
+                             Range panels, Ahead &ahead) {
+  const LayerState<T> &state = layers_[layer];
+  std::int64_t group = 0;
+  while (step.blocks.group_begin(group + 1, step.groups) <= block)
+    ++group;
+  const bool first = step.blocks.group_begin(group, step.groups) == block;
+  T *part = parts_[layer % 2].get() + group * part_size_;
+  for (std::int64_t p = panels.begin; p < panels.end; ++p)
+    kernels_.multiply_transposed(rows_of(step.blocks, block).count, state.depth, h.at, h.ld, dz.at + p * panel_width(),
+                                 dz.ld, vectors_at(p, state.padded), part + p * panel_width() * state.depth, first,
+                                 ahead);
 }
 
 // The squares of each row of a tile, by panel and row: sums in a fixed order, whoever asks.

@@ -33,13 +33,13 @@ class Limits:
         for count in threads:
             self._ask(crew, count, "peak", self.peak, talk, bursts=BURSTS)
 
-    def tell_crowding(self, shape: str, talk: Talk) -> None:
+    def tell_crowding(self, where: str, talk: Talk) -> None:
         """Say where threads do not add up: then another process, or a hyperthread, shares their cores."""
         one = self.peak.get(1)
         for count, peak in sorted(self.peak.items()):
             if one and peak < CROWDED * count * one:
                 talk.note(
-                    f"shape {shape}: {count} threads reached {peak / one:.2f} times the multiply-adds of one, so their "
+                    f"{where}: {count} threads reached {peak / one:.2f} times the multiply-adds of one, so their "
                     "cores are not free; times on them say little. Choose others with --cores"
                 )
 

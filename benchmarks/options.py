@@ -55,11 +55,6 @@ class Threads(click.ParamType):
         return tuple(sorted(counts))
 
 
-def default_threads() -> str:
-    """``1,2``, or ``1`` where there is one core."""
-    return ",".join(map(str, range(1, min(2, len(cores.usable())) + 1)))
-
-
 class Cores(click.ParamType):
     """``0,2``: cores by number, each once, all of them usable."""
 
@@ -92,3 +87,15 @@ def choose_places(threads: Sequence[int], given: Sequence[int] | None) -> tuple[
     if len(given) < most:
         raise click.UsageError(f"--cores names {len(given)} cores, and --threads asks for {most}; name as many")
     return tuple(given[:most])
+
+
+def default_threads() -> str:
+    """``1,2``, or ``1`` where there is one core."""
+    return ",".join(map(str, range(1, min(2, len(cores.usable())) + 1)))
+
+
+def every_thread() -> str:
+    """``1,2,4,…``: powers of two up to the cores, and the cores."""
+    most = len(cores.usable())
+    counts = {1 << i for i in range(most.bit_length()) if 1 << i <= most} | {most}
+    return ",".join(map(str, sorted(counts)))

@@ -88,7 +88,7 @@ def step(
             limits.forget_peak()
             between = partial(limits.measure_peak, crew, counts, talk)
             timings = rounds.measure(crew, problems, repeats, talk, between)
-            limits.tell_crowding(shape.name, talk)
+            limits.tell_crowding(f"shape {shape.name}", talk)
             found.add(timings)
             for sheet in (
                 tables.times(shape, timings, limits, chosen),

@@ -31,15 +31,16 @@ def make(problem: Problem) -> Trainer:
     torch._dynamo.reset()  # so that the nets measured before do not count towards its limit of recompilations
     batches = make_batches(problem)
     candidates = {
-        "fused optimizer": _by_parts(problem, batches, False),
-        "compiled optimizer": _by_parts(problem, batches, True),
+        "fused optimizer": by_parts(problem, batches, False),
+        "compiled optimizer": by_parts(problem, batches, True),
     }
     if hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        candidates["one graph"] = _whole(problem, batches)
+        candidates["one graph"] = whole(problem, batches)
     return fastest(candidates)
 
 
-def _by_parts(problem: Problem, batches: list[Batch], compile_update: bool) -> Loop:
+def by_parts(problem: Problem, batches: list[Batch], compile_update: bool) -> Loop:
+    """Forward and loss under torch.compile, and backward with them; the optimizer by itself."""
     net = make_net(problem)
     optimizer = make_optimizer(problem, net, **({"foreach": True} if compile_update else {"fused": True}))
     update: Any = torch.compile(optimizer.step) if compile_update else optimizer.step
@@ -53,10 +54,10 @@ def _by_parts(problem: Problem, batches: list[Batch], compile_update: bool) -> L
         loss(x, y).backward()  # type: ignore[no-untyped-call]
         update()
 
-    return Loop(batches, step)
+    return Loop(net, batches, step)
 
 
-def _whole(problem: Problem, batches: list[Batch]) -> Loop:
+def whole(problem: Problem, batches: list[Batch]) -> Loop:
     """Forward, backward and update in a single graph, which only the newest versions can trace, and on request."""
     torch._dynamo.config.trace_autograd_ops = True
     net, rate = make_net(problem), problem.learning_rate
@@ -79,4 +80,4 @@ def _whole(problem: Problem, batches: list[Batch]) -> Loop:
                 v.mul_(0.999).addcmul_(g, g, value=0.001)
                 w.sub_(size * m / (v.sqrt() / root + 1e-8))
 
-    return Loop(batches, step)
+    return Loop(net, batches, step)

@@ -52,8 +52,8 @@ def make_optimizer(problem: Problem, net: nn.Module, **how: bool) -> torch.optim
 class Loop:
     """``step(x, y)`` over the mini-batches in turn."""
 
-    def __init__(self, batches: list[Batch], step: Callable[[Tensor, Tensor], None]) -> None:
-        self.note, self.step, self.batches = "", step, cycle(batches)
+    def __init__(self, net: nn.Module, batches: list[Batch], step: Callable[[Tensor, Tensor], None]) -> None:
+        self.note, self.net, self.step, self.batches = "", net, step, cycle(batches)
 
     def run(self, steps: int) -> float:
         batches, step = list(islice(self.batches, steps)), self.step
@@ -79,4 +79,4 @@ def _loop(problem: Problem, batches: list[Batch], how: str) -> Loop:
         functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Loop(batches, step)
+    return Loop(net, batches, step)

@@ -42,12 +42,12 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
     width, line = VECTOR_BYTES[kernels.instruction_set()] // size, LINE // size
     forms = 2 + len(optimizer.state_names)  # value, gradient and what the optimizer keeps
     blocks, last = -(-rows // BLOCK_ROWS), len(a.sizes) - 2
-    net = batch = widest = h = dz = 0
+    net = batch = widest = h = dz = largest = 0
     for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
         hidden = layer < last
         depth, padded = fan_in + (a.hidden_bias or not hidden), _whole(fan_out, width)
         stride = padded if padded * size % 2048 else padded + line
-        widest = max(widest, stride)
+        widest, largest = max(widest, stride), max(largest, fan_in * fan_out)
         h, dz = max(h, _odd_lines(max(depth, _whole(fan_in, width)), line)), max(dz, _odd_lines(padded, line))
         net += (forms * depth * padded + padded) * size  # the weights; which columns are real
         net += fan_out * _whole(fan_in, width) * size if layer else 0  # their transpose
@@ -63,6 +63,7 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
             batch += 2 * rows * size
     net += threads * (BLOCK_ROWS * (h + dz + 2) + a.sizes[-1] * width) * size  # each worker's blocks
     batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
+    net += largest * (size + 1)  # one parameter at a time is looked at for values that are not finite
     return Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
 
 

@@ -46,13 +46,14 @@ class Need:
         return self.net + self.batch + self.table
 
     def remedy(self) -> str:
-        """What to change, the largest part first."""
+        """What to change, the largest part first, none that would not help."""
         remedies = {
             "fewer or narrower hidden layers": self.net,
             f"a smaller batch size (it is {self.rows:,})": self.batch if self.rows > 1 else 0,
             "fewer rows at a time": self.table,
         }
-        useful = sorted((name for name in remedies if remedies[name]), key=lambda name: -remedies[name])
+        large = [name for name, part in remedies.items() if part > self.total / 10]
+        useful = sorted(large, key=lambda name: -remedies[name])
         return ", ".join(useful + (["float32 in place of float64"] if self.dtype == torch.float64 else []))
 
     def check(self, what: str) -> None:

@@ -103,6 +103,15 @@ def test_odd_sizes(engine: str, place: tuple[str, str], hidden: tuple[int, ...],
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1025, 2100])
+@pytest.mark.parametrize("place", PLACES)
+def test_tall(engine: str, place: tuple[str, str], rows: int, dtype: torch.dtype):
+    """So many rows that gradients of weights are summed in groups of blocks, but for a matrix that is too large."""
+    model, data = make((9, 17, 400, 333, 3), place, "silu", LOSSES["cross_entropy"], rows, dtype, weighted=True)
+    check(engine, model, LOSSES["cross_entropy"], data)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["mse", "huber", "bce"])
 @pytest.mark.parametrize("rows", [2, 65])
 def test_one_output(engine: str, kind: Any, rows: int, dtype: torch.dtype):

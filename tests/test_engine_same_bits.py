@@ -46,6 +46,8 @@ class Shape:
 SHAPES = {
     "tall": Shape(5000, (9, 17, 100, 7, 3), 2500),
     "tall, remainder": Shape(2051, (9, 17, 100, 7, 3), 300, weighted=True),
+    "tall, one matrix too large for groups": Shape(1100, (9, 400, 400, 3), 1100),
+    "tall, sparse, layer norm": Shape(2200, (300, 40, 33, 4), 1100, norm=("layer", "before"), sparse=True),
     "wide": Shape(66, (30, 200, 130, 5), 33, epochs=4),
     "wide, after": Shape(66, (30, 200, 130, 5), 33, norm=("batch", "after"), activation="tanh"),
     "sparse": Shape(400, (300, 40, 4), 90, sparse=True),

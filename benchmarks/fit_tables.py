@@ -40,8 +40,8 @@ class FitTable:
 
 
 def make_table(name: str, dtype: str, rows: int | None = None) -> FitTable:
-    """The table by its name; every fifth row, after a shuffle, is for the test."""
-    x, y = _digits() if name == "digits" else make_large(LARGE_ROWS)
+    """The table by its name, or so many rows of it; every fifth row, after a shuffle, is for the test."""
+    x, y = _digits() if name == "digits" else make_large(LARGE_ROWS if rows is None else rows)
     order = np.random.default_rng(0).permutation(len(y))[:rows]
     x, y = x[order].astype(dtype), y[order].astype(np.int64)
     test = np.arange(len(y)) % 5 == 0

@@ -94,6 +94,14 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
+def answer(order: Order) -> dict[str, Any]:
+    """The outcome as plain values, or why the system is left out."""
+    try:
+        return vars(fit(order))
+    except ImportError as error:
+        return {"left_out": f"it cannot be imported ({error}); pip install 'wholebatch[benchmarks]'"}
+
+
 def main() -> None:
     """Do what the order on standard input says, and answer on standard output."""
     order = Order(**json.loads(sys.stdin.readline()))
@@ -101,11 +109,7 @@ def main() -> None:
         os.sched_setaffinity(0, order.cores)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be read as the answer
-    try:
-        answer = vars(fit(order))
-    except ImportError as error:
-        answer = {"left_out": f"it cannot be imported ({error}); pip install 'wholebatch[benchmarks]'"}
-    answers.write(json.dumps(answer) + "\n")
+    answers.write(json.dumps(answer(order)) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ public:
 
   T *get() { return data_.get(); }
   const T *get() const { return data_.get(); }
+  T *at(std::size_t i) { return data_ ? data_.get() + i : nullptr; } // null of an empty one
   T &operator[](std::size_t i) { return data_.get()[i]; }
   const T &operator[](std::size_t i) const { return data_.get()[i]; }
   std::size_t size() const { return count_; }

@@ -15,14 +15,23 @@ namespace wholebatch {
 
 template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
   namespace set = WB_SET;
-  static constexpr Kernels<T> kernels{set::width<T>,          WB_TILE_ROWS,
-                                      set::multiply<T>,       set::multiply_transposed<T>,
-                                      set::transpose<T>,      set::moments<T>,
-                                      set::row_statistics<T>, set::normalise<T>,
-                                      set::input_gradient<T>, set::output_gradient<T>,
-                                      set::statistics<T>,     set::gradient_terms<T>,
-                                      set::sum_parts<T>,      set::gather<T>,
-                                      set::loss<T>,           set::update<T>,
+  static constexpr Kernels<T> kernels{set::width<T>,
+                                      WB_TILE_ROWS,
+                                      set::multiply<T>,
+                                      set::multiply_transposed<T>,
+                                      set::multiply_and_update<T>,
+                                      set::transpose<T>,
+                                      set::moments<T>,
+                                      set::row_statistics<T>,
+                                      set::normalise<T>,
+                                      set::input_gradient<T>,
+                                      set::output_gradient<T>,
+                                      set::statistics<T>,
+                                      set::gradient_terms<T>,
+                                      set::sum_parts<T>,
+                                      set::gather<T>,
+                                      set::loss<T>,
+                                      set::update<T>,
                                       set::fma_chain<T>};
   return kernels;
 }

@@ -95,6 +95,11 @@ template <class T> struct Kernels {
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
   void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
                               int vectors, T *out, bool first, Ahead &);
+  // The same for the last rows of all, and the update of w with what came out: out is in the first-level cache then,
+  // and is left unspecified (where first, it is not written at all).
+  void (*multiply_and_update)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
+                              int vectors, T *out, bool first, const UpdateTerms<T> &, T *w, T *first_moment,
+                              T *second_moment);
   // back (panels of inputs) = the transpose of forward's panel that begins at `output`, for inputs [begin, end)
   void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,
                     int end);

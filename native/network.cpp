@@ -84,7 +84,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
       auto &v = work.layers[l];
       for (Buffer<T> *buffer : {&v.mean, &v.rstd, &v.scale, &v.gamma, &v.beta, &v.k1, &v.k2})
         buffer->resize(layers_[l].padded);
-      for (Buffer<double> *buffer : {&v.merged_mean, &v.merged_m2, &v.sum_g, &v.sum_gx})
+      for (Buffer<double> *buffer : {&v.merged_mean, &v.merged_m2, &v.merged_g, &v.merged_gx})
         buffer->resize(layers_[l].padded);
     }
   }
@@ -243,13 +243,21 @@ template <class T> void Network<T>::prepare_between(int worker, int layer) {
 
 // By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is
 // computed alike either way, so the choice changes no bit.
-template <class T> typename Network<T>::Share Network<T>::share(int worker, std::int64_t blocks, int padded) const {
-  const std::int64_t panels = panels_of(padded), workers = config_.threads;
+template <class T> typename Network<T>::Share Network<T>::share(const Step &step, int padded) const {
+  const std::int64_t blocks = step.blocks.count, workers = config_.threads;
   if (config_.by_neuron)
-    return {{0, blocks}, {panels * worker / workers, panels * (worker + 1) / workers}};
-  const std::int64_t groups = groups_of(blocks), units = groups > 1 ? groups : blocks; // whole groups
-  return {{blocks * (units * worker / workers) / units, blocks * (units * (worker + 1) / workers) / units},
-          {0, panels}};
+    return {{0, blocks}, own_panels(step.worker, padded)};
+  const Range all{0, panels_of(padded)};
+  if (workers == 1)
+    return {{0, blocks}, all};
+  const std::int64_t units = step.groups > 1 ? step.groups : blocks; // whole groups
+  const auto begin = [&](std::int64_t worker) { return blocks * (units * worker / workers) / units; };
+  return {{begin(step.worker), begin(step.worker + 1)}, all};
+}
+
+template <class T> typename Network<T>::Range Network<T>::own_panels(int worker, int padded) const {
+  const std::int64_t panels = panels_of(padded), workers = config_.threads;
+  return {panels * worker / workers, panels * (worker + 1) / workers};
 }
 
 // The part of a weight matrix whose gradient and update are this worker's, over all examples. By neuron it is the
@@ -257,7 +265,7 @@ template <class T> typename Network<T>::Share Network<T>::share(int worker, std:
 template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const LayerState<T> &layer) const {
   const std::int64_t workers = config_.threads;
   if (config_.by_neuron)
-    return {{0, layer.depth}, share(worker, 0, layer.padded).panels};
+    return {{0, layer.depth}, own_panels(worker, layer.padded)};
   constexpr std::int64_t unit = 4; // whole quadruples fill register tiles
   const std::int64_t units = (layer.depth + unit - 1) / unit;
   return {{std::min<std::int64_t>(layer.depth, units * worker / workers * unit),

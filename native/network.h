@@ -77,9 +77,10 @@ template <class T> struct LayerState {
 template <class T> struct Workspace {
   struct Vectors {
     Buffer<T> mean, rstd, scale, gamma, beta, k1, k2;
-    Buffer<double> merged_mean, merged_m2, sum_g, sum_gx;
-    Buffer<T> h;        // the layer's kept inputs, where every worker makes its own (by neuron)
-    Between<T> between; // what stands behind the layer
+    Buffer<double> merged_mean, merged_m2, merged_g, merged_gx;
+    const double *sum_g, *sum_gx; // over the whole mini-batch: merged, or those of the only block
+    Buffer<T> h;                  // the layer's kept inputs, where every worker makes its own (by neuron)
+    Between<T> between;           // what stands behind the layer
   };
   std::vector<Vectors> layers;
   Buffer<T> h, dz;              // a block of a layer's inputs, and of the gradient of its sums
@@ -193,7 +194,11 @@ private:
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);
   void finish_gradient(const Step &step, int layer, const Tile &tile);
-  void update_layer(const Step &step, int layer, const Tile &tile);
+  void update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done);
+  // Nothing is added to the gradient and nobody asks for it.
+  bool updates_at_once(const Step &step) const {
+    return step.updates && config_.alpha == 0 && config_.max_grad_norm == 0;
+  }
   void square_rows(const LayerState<T> &state, const Tile &tile, const Buffer<T> &of, Buffer<double> &squares);
   void clip_and_update(const Step &step);
   void add_penalty(const Step &step);
@@ -217,7 +222,8 @@ private:
     return layer == hidden() || config_.norm == Norm::none ||
            (!config_.by_neuron && layer > 0 && !is_grouped(step, layer));
   }
-  Share share(int worker, std::int64_t blocks, int padded) const;
+  Share share(const Step &step, int padded) const;
+  Range own_panels(int worker, int padded) const;
   Tile tile(int worker, const LayerState<T> &layer) const;
   void poll(int worker);
   Team &team();

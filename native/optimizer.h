@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "gemm.h"
 #include "kernels.h"
 
 namespace wholebatch::WB_SET {
@@ -34,6 +35,30 @@ void update(const UpdateTerms<T> &t, std::int64_t count, T *__restrict w, const 
     const T denominator = std::sqrt(second[i]) / t.root_correction + t.eps;
     w[i] = w[i] * shrink - t.step_size * (first[i] / denominator);
   }
+}
+
+// A panel of dW, tile by tile, each followed by its update.
+template <class T, int NV>
+void panel_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *out,
+                      bool first, const UpdateTerms<T> &t, T *w, T *first_moment, T *second_moment) {
+  constexpr int wide = NV * width<T>;
+  alignas(WB_BYTES) T fresh[WB_TILE_ROWS * wide];
+  const int tiles = (count + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
+  for (int i = 0; i < tiles; ++i) {
+    const int begin = count * i / tiles, height = count * (i + 1) / tiles - begin, at = begin * wide;
+    T *g = first ? fresh : out + at;
+    tile_of<T, NV, true>(height, rows, a + begin, lda, b, ldb, g, wide, first);
+    update(t, height * wide, w + at, g, first_moment ? first_moment + at : nullptr,
+           second_moment ? second_moment + at : nullptr);
+  }
+}
+template <class T>
+void multiply_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
+                         T *out, bool first, const UpdateTerms<T> &t, T *w, T *first_moment, T *second_moment) {
+  if (vectors == 2)
+    panel_and_update<T, 2>(rows, count, a, lda, b, ldb, out, first, t, w, first_moment, second_moment);
+  else
+    panel_and_update<T, 1>(rows, count, a, lda, b, ldb, out, first, t, w, first_moment, second_moment);
 }
 
 } // namespace wholebatch::WB_SET

@@ -87,7 +87,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
     if (!meet_after(step, l))
       return false;
   }
-  const Range own = share(worker, step.blocks.count, 1).blocks;
+  const Range own = share(step, 1).blocks;
   if (config_.by_neuron || last == 0) { // 2
     const std::int64_t workers = config_.threads, count = step.blocks.count;
     each_block(step, {count * worker / workers, count * (worker + 1) / workers},
@@ -190,7 +190,7 @@ typename Network<T>::Matrix Network<T>::inputs(const Step &step, int layer, std:
 
 template <class T> void Network<T>::forward(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
-  const Share share = this->share(step.worker, step.blocks.count, state.padded);
+  const Share share = this->share(step, state.padded);
   if (share.panels.begin == share.panels.end)
     return;
   each_block(step, share.blocks, [&](std::int64_t b) {
@@ -260,14 +260,13 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   const LayerState<T> &state = layers_[layer];
   const Range all{0, panels_of(state.padded)};
   const bool grouped = is_grouped(step, layer) && !config_.by_neuron;
-  const Range panels =
-      layer > 0 ? share(step.worker, step.blocks.count, layers_[layer - 1].padded).panels : Range{0, 0};
+  const Range panels = layer > 0 ? share(step, layers_[layer - 1].padded).panels : Range{0, 0};
   if (panels.begin == panels.end && !grouped)
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
   const Rows rows = rows_of(step.blocks, block);
   Ahead ahead;
-  if (!config_.by_neuron && block + 1 < share(step.worker, step.blocks.count, 1).blocks.end) {
+  if (!config_.by_neuron && block + 1 < share(step, 1).blocks.end) {
     look_ahead(step, g_[layer % 3], state.stride, block + 1, ahead);
     if (layer < hidden())
       look_ahead(step, state.z, state.stride, block + 1, ahead);
@@ -321,10 +320,14 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
   }
   if (config_.norm != Norm::batch)
     return;
-  double *mean = v.merged_mean.get(), *m2 = v.merged_m2.get();
-  merge_moments(
-      step.blocks, [&](std::int64_t b) { return count_of(step, rows_of(step.blocks, b)); }, state.means.get(),
-      state.m2s.get(), columns, mean, m2);
+  const double *mean = state.means.get(), *m2 = state.m2s.get();
+  if (step.blocks.count > 1) {
+    merge_moments(
+        step.blocks, [&](std::int64_t b) { return count_of(step, rows_of(step.blocks, b)); }, mean, m2, columns,
+        v.merged_mean.get(), v.merged_m2.get());
+    mean = v.merged_mean.get();
+    m2 = v.merged_m2.get();
+  }
   const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   kernels_.statistics(columns, mean, m2, 1 / count, static_cast<T>(config_.eps), v.gamma.get(), v.mean.get(),
                       v.rstd.get(), v.scale.get());
@@ -352,12 +355,18 @@ template <class T> void Network<T>::finish_sums(const Step &step, int layer) {
   if (!state.norm || (config_.norm != Norm::batch && step.worker != 0))
     return;
   auto &v = work_[step.worker].layers[layer];
-  merge_sums(step.blocks, state.sum_gs.get(), state.padded, v.sum_g.get());
-  merge_sums(step.blocks, state.sum_gxs.get(), state.padded, v.sum_gx.get());
+  v.sum_g = state.sum_gs.get();
+  v.sum_gx = state.sum_gxs.get();
+  if (step.blocks.count > 1) {
+    merge_sums(step.blocks, v.sum_g, state.padded, v.merged_g.get());
+    merge_sums(step.blocks, v.sum_gx, state.padded, v.merged_gx.get());
+    v.sum_g = v.merged_g.get();
+    v.sum_gx = v.merged_gx.get();
+  }
   const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   if (config_.norm == Norm::batch)
-    kernels_.gradient_terms(state.padded, v.sum_g.get(), v.sum_gx.get(), 1 / count, v.rstd.get(), v.scale.get(),
-                            v.k1.get(), v.k2.get());
+    kernels_.gradient_terms(state.padded, v.sum_g, v.sum_gx, 1 / count, v.rstd.get(), v.scale.get(), v.k1.get(),
+                            v.k2.get());
 }
 
 // Worker 0 adds up the loss; where it is not finite it looks for the first layer with such a value, and everyone leaves

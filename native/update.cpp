@@ -25,6 +25,11 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
         add_to_part(step, layer, b, h, dz, tile.panels, nothing);
       else
         each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
+          if (updates_at_once(step) && b + 1 == step.blocks.count)
+            return kernels_.multiply_and_update(
+                rows.count, static_cast<int>(end - begin), h.at + begin, h.ld, dz.at + panel * panel_width(), dz.ld,
+                vectors_at(panel, state.padded), state.weight.gradient.get() + at, b == 0, step.update,
+                state.weight.value.get() + at, state.weight.first.at(at), state.weight.second.at(at));
           kernels_.multiply_transposed(rows.count, static_cast<int>(end - begin), h.at + begin, h.ld,
                                        dz.at + panel * panel_width(), dz.ld, vectors_at(panel, state.padded),
                                        state.weight.gradient.get() + at, b == 0, nothing);
@@ -94,17 +99,17 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
   if (config_.max_grad_norm > 0)
     square_rows(state, tile, state.weight.gradient, state.gradient_squares);
   else
-    update_layer(step, layer, tile);
+    update_layer(step, layer, tile, updates_at_once(step) && !is_grouped(step, layer));
 }
 
-template <class T> void Network<T>::update_layer(const Step &step, int layer, const Tile &tile) {
+template <class T> void Network<T>::update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done) {
   LayerState<T> &state = layers_[layer];
   const auto update = [&](Parameter<T> &p, std::int64_t at, std::int64_t count) {
-    kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at,
-                    p.first.get() ? p.first.get() + at : nullptr, p.second.get() ? p.second.get() + at : nullptr);
+    kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at, p.first.at(at), p.second.at(at));
   };
   each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t count) {
-    update(state.weight, at, count);
+    if (!weights_are_done)
+      update(state.weight, at, count);
     if (config_.optimizer_eps == 0) { // Adam's 0 / 0 must not reach the padding
       const std::int64_t wide = vectors_at(panel, state.padded) * kernels_.width;
       for (std::int64_t i = 0; i < count; i += wide)
@@ -147,7 +152,7 @@ template <class T> void Network<T>::clip_and_update(const Step &step) {
       state.gamma.gradient[c] *= factor;
       state.beta.gradient[c] *= factor;
     }
-    update_layer(step, l, tile);
+    update_layer(step, l, tile, false);
   }
 }
 

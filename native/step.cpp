@@ -7,9 +7,11 @@
 //                g0 = dZ1 W1^T, sums;          then dW2        |
 //   4  rest                                    dW1, dW0        |
 //
-// Only Z and g are stored. h(Z) and dZ are made again, block by block, where they are used: that is cheaper than a
-// sweep through memory. The gradient of a weight matrix lags one meeting behind, because its update must not overtake a
-// worker that still multiplies by the old weights; and so its work also fills the time in which others are waited for.
+// Only Z and g are stored. h(Z) is made again, block by block, where it is used: that is cheaper than a sweep through
+// memory. dZ takes g's place where a worker has the rows to itself. The gradient of a weight matrix lags one meeting
+// behind, because its update must not overtake a worker that still multiplies by the old weights; and so its work also
+// fills the time in which others are waited for. In a tall mini-batch the way down forms each block's part of it, while
+// h and dZ are in cache, and only sums over groups of blocks are left to be added up.
 #include <cmath>
 
 #include "network.h"

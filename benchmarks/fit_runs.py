@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,20 +51,35 @@ def run_one(folder: Path, recipe: Recipe, fitter: Fitter, seed: int) -> Outcome:
         FitError: the system is not installed, or its process died.
     """
     order = Order(str(folder), asdict(recipe), fitter.system, fitter.norm, seed, cores.usable()[: fitter.threads])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fit_worker"],
-        input=json.dumps(asdict(order)),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | cores.environment(fitter.threads),
-        check=False,
-    )
-    if done.returncode != 0 or not done.stdout:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        by = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.fit_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | cores.environment(fitter.threads),
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it is gone; what it said last is told below
+                process.stdin.write(json.dumps(asdict(order)) + "\n")
+                process.stdin.flush()  # and stays open: the worker ends where it is closed
+            said = process.stdout.read()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+    if code != 0 or not said:
+        by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise FitError(f"its process ended with {by}: {last}")
-    answer = json.loads(done.stdout)
+    answer = json.loads(said)
     if "left_out" in answer:
         raise FitError(answer["left_out"])
     return Outcome(**answer)

@@ -1,9 +1,11 @@
 """One whole fit in a process of its own.
 
 ``python -m benchmarks.fit_worker`` takes an :class:`Order` as JSON on its standard input and answers with one line. It
-stands on its cores before anything is imported that makes threads. Two fits go before the one that is timed: a small
-one, so that imports and the start of threads are nobody's cost, and one of two epochs, whose memory is measured (what
-the timed one keeps of each epoch, to be scored later, would count in it).
+ends when its input is closed, hence also when the parent is killed. It stands on its cores before anything is imported
+that makes threads.
+
+Two fits go before the one that is timed: a small one, so that imports and the start of threads are nobody's cost, and
+one of two epochs, whose memory is measured (what the timed one keeps of each epoch, to be scored later, would count).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,9 +105,15 @@ def answer(order: Order) -> dict[str, Any]:
         return {"left_out": f"it cannot be imported ({error}); pip install 'wholebatch[benchmarks]'"}
 
 
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns where standard input is closed, hence also when the parent was killed
+    os._exit(1)
+
+
 def main() -> None:
     """Do what the order on standard input says, and answer on standard output."""
     order = Order(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, order.cores)
     answers = os.fdopen(os.dup(1), "w")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from benchmarks.fit_tables import RECIPES, FitTable, Recipe, make_large, make_ta
 from benchmarks.fit_worker import Order, Outcome, peak, reset_peak
 from wholebatch.sklearn import MLPClassifier
 
+ROOT = Path(__file__).parent.parent
 KEYS = {
     *("table", "dtype", "system", "norm", "threads", "repeats", "epochs", "seconds", "seconds_lowest"),
     *("seconds_highest", "score", "score_std", "peak_bytes", "table_bytes", "target", "target_reached"),
@@ -170,6 +173,23 @@ def test_a_system_that_is_not_installed_is_named_with_the_remedy(tmp_path: Path,
 def test_a_fit_that_dies_is_told(tmp_path: Path):
     with pytest.raises(FitError, match="exit code 1: FileNotFoundError"):
         run_one(tmp_path, Recipe((4,), 16, 1), Fitter("torch", "none", 1), 0)
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path):
+    for name, values in vars(TINY).items():
+        np.save(tmp_path / f"{name}.npy", np.repeat(values, 64, axis=0))
+    order = Order(str(tmp_path), {"hidden": [4], "batch": 2, "epochs": 10**9}, "sklearn", "none", 0, usable()[:1])
+    command = [sys.executable, "-m", "benchmarks.fit_worker"]
+    done = subprocess.run(
+        command,
+        input=json.dumps(vars(order)) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )  # it would go on for days, were its input not closed
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_the_peak_of_memory_is_that_of_what_came_after():

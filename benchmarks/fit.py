@@ -93,6 +93,8 @@ def fit(
         table, recipe = make_table(name, dtype, rows), _recipe(name, hidden, batch_size, epochs)
         with tempfile.TemporaryDirectory() as folder:
             outcomes = run_all(table, Path(folder), recipe, fitters, repeats, say)
+        if not any(outcomes.values()):
+            raise click.ClickException(f"no system could fit the table {name}; the notes above say why")
         rows_found = rows_of(name, table, recipe, outcomes)
         title = _title(name, table, recipe, repeats)
         lines = _lines(rows_found)

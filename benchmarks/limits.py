@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,50 +10,67 @@ from benchmarks.crew import Crew, WorkerError
 from benchmarks.talk import Talk
 
 BURSTS = 4  # of 5 ms, in every round
-CROWDED = 0.75  # two free cores reach 0.97 to 1 of twice one's; two hyperthreads of a core, or a shared one, about 0.5
+# Below this a note is due. Two free cores reach 0.97 to 1 of twice one's peak, a shared one or two hyperthreads 0.5; on
+# a free machine the median round reaches 0.95 of the best, where another process shares the cores 0.5 to 0.6.
+CROWDED = 0.75
 
 
 @dataclass
 class Limits:
-    """By number of threads: ``peak`` in float32 operations per second, ``bandwidth`` in bytes per second.
+    """What the machine reached, by number of threads: ``bandwidth`` in bytes per second.
 
-    Without the compiled part both stay empty, which is told.
+    ``rounds``: float32 operations per second in each round since the last :meth:`forget_peak`. Without the compiled
+    part both stay empty, which is told.
     """
 
-    peak: dict[int, float] = field(default_factory=dict)
     bandwidth: dict[int, float] = field(default_factory=dict)
+    rounds: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> dict[int, float]:
+        """The best round's operations per second, by number of threads."""
+        return {count: max(values) for count, values in sorted(self.rounds.items())}
 
     def measure_bandwidth(self, crew: Crew, threads: Iterable[int], talk: Talk) -> None:
         """Once in a run: the arrays are large."""
         for count in threads:
             talk.progress(f"measuring the memory bandwidth of {count} threads")
-            self._ask(crew, count, "bandwidth", self.bandwidth, talk)
+            value = self._ask(crew, count, "bandwidth", talk)
+            if value is not None:
+                self.bandwidth[count] = value
 
     def measure_peak(self, crew: Crew, threads: Iterable[int], talk: Talk) -> None:
-        """A few bursts; the best since the last :meth:`forget_peak` counts."""
+        """The best of a few bursts, as one more round."""
         for count in threads:
-            self._ask(crew, count, "peak", self.peak, talk, bursts=BURSTS)
-
-    def tell_crowding(self, where: str, talk: Talk) -> None:
-        """Say where threads do not add up: then another process, or a hyperthread, shares their cores."""
-        one = self.peak.get(1)
-        for count, peak in sorted(self.peak.items()):
-            if one and peak < CROWDED * count * one:
-                talk.note(
-                    f"{where}: {count} threads reached {peak / one:.2f} times the multiply-adds of one, so their "
-                    "cores are not free; times on them say little. Choose others with --cores"
-                )
+            value = self._ask(crew, count, "peak", talk, bursts=BURSTS)
+            if value is not None:
+                self.rounds.setdefault(count, []).append(value)
 
     def forget_peak(self) -> None:
         """Begin a new shape: the processor's clock and its neighbours change."""
-        self.peak.clear()
+        self.rounds.clear()
 
-    def _ask(self, crew: Crew, count: int, what: str, into: dict[int, float], talk: Talk, **values: int) -> None:
+    def tell_crowding(self, where: str, talk: Talk) -> None:
+        """Say where the cores were not free: times on them say little."""
+        peak = self.peak
+        for count, values in sorted(self.rounds.items()):
+            if 1 in peak and peak[count] < CROWDED * count * peak[1]:
+                talk.note(
+                    f"{where}: {count} threads reached {peak[count] / peak[1]:.2f} times the multiply-adds of one, so "
+                    "their cores are not free, and times on them say little. Choose others with --cores"
+                )
+            elif (usual := statistics.median(values) / peak[count]) < CROWDED:
+                talk.note(
+                    f"{where}: {count} {'thread' if count == 1 else 'threads'} reached {usual:.0%} of the best round's "
+                    "multiply-adds in the median round, so others use the machine, and times say little"
+                )
+
+    def _ask(self, crew: Crew, count: int, what: str, talk: Talk, **values: int) -> float | None:
         try:
-            value = crew.start("limits", count).ask(what, **values)["value"]
+            value: float = crew.start("limits", count).ask(what, **values)["value"]
         except WorkerError as error:
             sentence = f"the machine's limits are left out: {error}"
             if sentence not in talk.notes:
                 talk.note(sentence)
-            return
-        into[count] = max(into.get(count, 0.0), value)
+            return None
+        return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -53,6 +55,19 @@ class Threads(click.ParamType):
                 f"{max(counts)} threads were asked for, and {most} cores can be used here; ask for fewer", param, ctx
             )
         return tuple(sorted(counts))
+
+
+class OutFile(click.Path):
+    """A file to write at the end of a run; a folder that is not there is told at its beginning."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"the folder of {str(path)!r} is not there; make it first", param, ctx)
+        return path
 
 
 class Cores(click.ParamType):

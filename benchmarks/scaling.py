@@ -14,7 +14,7 @@ from benchmarks import machine, rounds
 from benchmarks.crew import Crew
 from benchmarks.exponent import fit_exponent
 from benchmarks.limits import Limits
-from benchmarks.options import Cores, Names, Threads, choose_places, every_thread
+from benchmarks.options import Cores, Names, OutFile, Threads, choose_places, every_thread
 from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.sheet import Sheet
@@ -60,8 +60,8 @@ AXES: dict[str, tuple[int, ...]] = {
 @click.option("--cores", type=Cores(), help="Cores to stand on, say 0,2; the first n of them with n threads.")
 @click.option("--systems", type=Names("system", SYSTEMS), default=",".join(SYSTEMS), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Rounds of a burst of each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write points and exponents to this file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables to this file.")
+@click.option("--json", "json_path", type=OutFile(), help="Write points and exponents to this file.")
+@click.option("--markdown", type=OutFile(), help="Write the tables to this file.")
 def scaling(
     axes: tuple[str, ...],
     threads: tuple[int, ...],

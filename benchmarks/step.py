@@ -11,7 +11,7 @@ import click
 from benchmarks import machine, ratios, rounds, tables
 from benchmarks.crew import Crew
 from benchmarks.limits import Limits
-from benchmarks.options import Cores, Names, Threads, choose_places, default_threads
+from benchmarks.options import Cores, Names, OutFile, Threads, choose_places, default_threads
 from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
@@ -37,8 +37,8 @@ NORMS = ("batch", "layer", "none")
 @click.option("--norms", type=Names("norm", NORMS), default=",".join(NORMS), show_default=True)
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Rounds of a burst of each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows to this file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write all tables to this file.")
+@click.option("--json", "json_path", type=OutFile(), help="Write the rows to this file.")
+@click.option("--markdown", type=OutFile(), help="Write all tables to this file.")
 def step(
     shapes: tuple[str, ...],
     threads: tuple[int, ...],

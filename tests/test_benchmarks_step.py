@@ -19,6 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.cores import usable
 from benchmarks.crew import Crew, Worker, WorkerError
 from benchmarks.exponent import fit_exponent
+from benchmarks.limits import Limits
 from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
@@ -111,6 +112,7 @@ def test_a_peer_whose_import_ends_the_process_is_named(
         (("--threads", f"1,{len(usable()) + 1}"), (f"{len(usable()) + 1} threads", f"{len(usable())} cores")),
         (("--cores", "99999"), ("'99999'", str(usable()[0]))),
         (("--optimizer", "lbfgs"), ("'lbfgs'", "'sgd', 'adam'")),
+        (("--json", "/no/such/folder/rows.json"), ("'/no/such/folder/rows.json'", "make it first")),
         (("--repeats", "0"), ("0 is not in the range",)),
     ],
 )
@@ -223,6 +225,19 @@ def test_ours_at_its_best_is_held_against_the_best_peer_at_its_best():
     assert not norm.bar.holds(norm.value)
 
 
+def test_cores_that_are_not_free_are_told():
+    with Talk() as talk:
+        Limits(rounds={1: [100.0, 98.0, 50.0], 2: [195.0, 200.0, 190.0]}).tell_crowding("here", talk)
+        assert talk.notes == []
+        Limits(rounds={1: [100.0] * 3, 2: [101.0] * 3}).tell_crowding("here", talk)
+        Limits(rounds={2: [55.0, 100.0, 50.0]}).tell_crowding("there", talk)
+    assert talk.notes[0].startswith("here: 2 threads reached 1.01 times the multiply-adds of one")
+    assert talk.notes[1].startswith(
+        "there: 2 threads reached 55% of the best round's multiply-adds in the median round"
+    )
+    assert len(talk.notes) == 2
+
+
 def test_the_instruction_set_in_use_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHOLEBATCH_INSTRUCTION_SET", "portable")
     lines = machine.describe([0], {"torch": "1"})
@@ -272,6 +287,7 @@ def test_a_scaling_run_writes_its_points(tmp_path: Path):
 SAME_WORK = """
 import sys
 import numpy as np, torch
+from benchmarks.limits import Limits
 from benchmarks.problem import Problem
 from benchmarks.systems import compiled, eager
 

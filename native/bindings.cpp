@@ -12,7 +12,7 @@
 #include <string>
 
 #include "dispatch.h"
-#include "limits.h"
+#include "peaks.h"
 #include "network.h"
 
 namespace nb = nanobind;

@@ -18,6 +18,9 @@ template <class T, int ROWS, int NV, bool TRANSPOSED>
 inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
                  T *__restrict c, std::int64_t ldc, bool first) {
   constexpr int W = width<T>;
+  if (TRANSPOSED && !first) // what will be added to may have left the cache since the last block
+    for (int i = 0; i < ROWS * NV; ++i)
+      __builtin_prefetch(c + i * W, 1);
   Vec<T> sum[ROWS][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
@@ -64,8 +67,12 @@ template <class T, int NV, bool TRANSPOSED>
 inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
                   std::int64_t ldc, bool first, Ahead &ahead) {
   const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
+  const char *next = reinterpret_cast<const char *>(b + depth * ldb); // of a large matrix the next panel is far away
+  const std::int64_t bytes = TRANSPOSED ? 0 : depth * ldb * static_cast<std::int64_t>(sizeof(T)) / tiles;
   for (int t = 0; t < tiles; ++t) {
     const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+    for (std::int64_t i = 0; i < bytes; i += 64)
+      __builtin_prefetch(next + t * bytes + i, 0, 2);
     tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc,
                                ldc, first);
     ahead.fetch();

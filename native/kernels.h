@@ -132,7 +132,7 @@ template <class T> struct Kernels {
                  const std::int64_t *classes, const T *values, const T *weights, T *scratch);
   void (*update)(const UpdateTerms<T> &, std::int64_t count, T *w, const T *g, T *first, T *second);
 
-  // For limits.cpp: chains of multiply-adds, see chain.h.
+  // For peaks.cpp: chains of multiply-adds, see chain.h.
   double (*fma_chain)(std::int64_t rounds, T *values);
 };
 

@@ -193,6 +193,7 @@ private:
 
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);
+  void add_up(const Step &step, int layer, const Tile &tile);
   void finish_gradient(const Step &step, int layer, const Tile &tile);
   void update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done);
   // Nothing is added to the gradient and nobody asks for it.
@@ -217,10 +218,9 @@ private:
   static bool summed_in_groups(const LayerState<T> &layer) {
     return static_cast<std::int64_t>(layer.depth) * layer.outputs <= (std::int64_t{1} << 17);
   }
-  // dL/dZ has taken dL/dy's place: each worker did it for its own rows on the way down.
+  // dL/dZ takes dL/dy's place: each worker does it for its own rows on the way down.
   bool has_gradient_of_sums(const Step &step, int layer) const {
-    return layer == hidden() || config_.norm == Norm::none ||
-           (!config_.by_neuron && layer > 0 && !is_grouped(step, layer));
+    return layer == hidden() || config_.norm == Norm::none || (!config_.by_neuron && !is_grouped(step, layer));
   }
   Share share(const Step &step, int padded) const;
   Range own_panels(int worker, int padded) const;

@@ -116,7 +116,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
     finish_loss(step);
   else // 4
     weight_gradient(step, 1);
-  if (is_grouped(step, 0) && !config_.by_neuron) {
+  if (!config_.by_neuron && (is_grouped(step, 0) || (last > 0 && config_.norm != Norm::none))) {
     each_block(step, own, [&](std::int64_t b) { backward(step, 0, b, false); });
     if (team_->meet(worker))
       return false;
@@ -263,7 +263,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   const Range all{0, panels_of(state.padded)};
   const bool grouped = is_grouped(step, layer) && !config_.by_neuron;
   const Range panels = layer > 0 ? share(step, layers_[layer - 1].padded).panels : Range{0, 0};
-  if (panels.begin == panels.end && !grouped)
+  if (layer > 0 && panels.begin == panels.end)
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
   const Rows rows = rows_of(step.blocks, block);

@@ -12,35 +12,49 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
   const Tile tile = this->tile(step.worker, state);
   const auto [begin, end] = tile.depth;
   const bool grouped = is_grouped(step, layer);
-  if (begin < end && tile.panels.begin < tile.panels.end && (!grouped || config_.by_neuron))
-    each_block(step, {0, step.blocks.count}, [&](std::int64_t b) {
-      const Rows rows = rows_of(step.blocks, b);
-      Ahead nothing;
-      const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
-      const Matrix h = inputs(step, layer, b, begin, end, made_all);
-      const Matrix dz = has_gradient_of_sums(step, layer)
-                            ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
-                            : gradient_of_sums(step, layer, b, tile.panels);
-      if (grouped)
-        add_to_part(step, layer, b, h, dz, tile.panels, nothing);
-      else
-        each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-          if (updates_at_once(step) && b + 1 == step.blocks.count)
-            return kernels_.multiply_and_update(
-                rows.count, static_cast<int>(end - begin), h.at + begin, h.ld, dz.at + panel * panel_width(), dz.ld,
-                vectors_at(panel, state.padded), state.weight.gradient.get() + at, b == 0, step.update,
-                state.weight.value.get() + at, state.weight.first.at(at), state.weight.second.at(at));
-          kernels_.multiply_transposed(rows.count, static_cast<int>(end - begin), h.at + begin, h.ld,
-                                       dz.at + panel * panel_width(), dz.ld, vectors_at(panel, state.padded),
-                                       state.weight.gradient.get() + at, b == 0, nothing);
-        });
-    });
+  if (begin < end && tile.panels.begin < tile.panels.end && (!grouped || config_.by_neuron)) {
+    // A part of the tile that stays in the second-level cache while all rows pass by.
+    constexpr std::int64_t most = std::int64_t{1} << 17, unit = 48; // whole register tiles, and whole vectors of h
+    const std::int64_t wide = (tile.panels.end - tile.panels.begin) * panel_width();
+    const bool in_parts = has_gradient_of_sums(step, layer) && !grouped;
+    const std::int64_t step_by = in_parts ? std::max<std::int64_t>(1, most / wide / unit) * unit : end - begin;
+    for (std::int64_t from = begin; from < end; from += step_by)
+      add_up(step, layer, {{from, std::min(from + step_by, end)}, tile.panels});
+  }
   if (grouped)
     each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
       kernels_.sum_parts(count, step.groups, parts_[layer % 2].get() + at, part_size_,
                          state.weight.gradient.get() + at);
     });
   finish_gradient(step, layer, tile);
+}
+
+// dW = H^T dZ for a tile over all blocks, and its update where nothing stands in its way.
+template <class T> void Network<T>::add_up(const Step &step, int layer, const Tile &tile) {
+  LayerState<T> &state = layers_[layer];
+  const auto [begin, end] = tile.depth;
+  const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
+  Ahead nothing;
+  each_block(step, {0, step.blocks.count}, [&](std::int64_t b) {
+    const Rows rows = rows_of(step.blocks, b);
+    const Matrix h = inputs(step, layer, b, begin, end, made_all);
+    const Matrix dz = has_gradient_of_sums(step, layer)
+                          ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
+                          : gradient_of_sums(step, layer, b, tile.panels);
+    if (is_grouped(step, layer))
+      return add_to_part(step, layer, b, h, dz, tile.panels, nothing);
+    each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
+      const int vectors = vectors_at(panel, state.padded), count = static_cast<int>(end - begin);
+      const T *right = dz.at + panel * panel_width();
+      if (updates_at_once(step) && b + 1 == step.blocks.count)
+        kernels_.multiply_and_update(
+            rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, state.weight.gradient.get() + at, b == 0,
+            step.update, state.weight.value.get() + at, state.weight.first.at(at), state.weight.second.at(at));
+      else
+        kernels_.multiply_transposed(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors,
+                                     state.weight.gradient.get() + at, b == 0, nothing);
+    });
+  });
 }
 
 // Adds a block's part of some panels of dW to the sum of its group.

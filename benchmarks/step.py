@@ -16,7 +16,7 @@ from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sheet import Sheet
-from benchmarks.systems import PEERS, SYSTEMS
+from benchmarks.systems import PEERS, SYSTEMS, USUAL_PEERS
 from benchmarks.talk import Talk
 from wholebatch import files
 
@@ -30,9 +30,9 @@ NORMS = ("batch", "layer", "none")
 @click.option(
     "--peers",
     type=Names("peer", PEERS, may_be_none=True),
-    default=",".join(PEERS),
+    default=",".join(USUAL_PEERS),
     show_default=True,
-    help="'none' measures wholebatch alone.",
+    help="jax-scan too can be named; 'none' measures wholebatch alone.",
 )
 @click.option("--norms", type=Names("norm", NORMS), default=",".join(NORMS), show_default=True)
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)

@@ -18,6 +18,8 @@ SYSTEMS = {
     "sklearn": "perceptron",
 }
 PEERS = tuple(name for name in SYSTEMS if name != "wholebatch")
+# What is measured unless a person says otherwise: peers as they are used, called for each step.
+USUAL_PEERS = tuple(name for name in PEERS if name != "jax-scan")
 
 
 class LeftOut(Exception):

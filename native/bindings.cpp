@@ -12,8 +12,8 @@
 #include <string>
 
 #include "dispatch.h"
-#include "peaks.h"
 #include "network.h"
+#include "peaks.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -4,7 +4,6 @@
 // so a result does not depend on how rows and columns are dealt out to threads.
 #pragma once
 
-#include "kernels.h"
 #include "simd.h"
 
 namespace wholebatch::WB_SET {
@@ -18,9 +17,6 @@ template <class T, int ROWS, int NV, bool TRANSPOSED>
 inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
                  T *__restrict c, std::int64_t ldc, bool first) {
   constexpr int W = width<T>;
-  if (TRANSPOSED && !first) // what will be added to may have left the cache since the last block
-    for (int i = 0; i < ROWS * NV; ++i)
-      __builtin_prefetch(c + i * W, 1);
   Vec<T> sum[ROWS][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
@@ -65,40 +61,34 @@ inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *
 // All rows of one panel, in tiles of nearly equal height (a single left-over row would starve the multiply-add units).
 template <class T, int NV, bool TRANSPOSED>
 inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
-                  std::int64_t ldc, bool first, Ahead &ahead) {
+                  std::int64_t ldc, bool first) {
   const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
-  const char *next = reinterpret_cast<const char *>(b + depth * ldb); // of a large matrix the next panel is far away
-  const std::int64_t bytes = TRANSPOSED ? 0 : depth * ldb * static_cast<std::int64_t>(sizeof(T)) / tiles;
   for (int t = 0; t < tiles; ++t) {
     const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-    for (std::int64_t i = 0; i < bytes; i += 64)
-      __builtin_prefetch(next + t * bytes + i, 0, 2);
     tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc,
                                ldc, first);
-    ahead.fetch();
   }
 }
 
 template <class T>
-void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
-              Ahead &ahead) {
+void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc) {
   for (int k = 0; k < depth; k += depth_block) {
     const int part = depth - k < depth_block ? depth - k : depth_block;
     const std::int64_t ldb = vectors * width<T>;
     if (vectors == 2)
-      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0, ahead);
+      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
     else
-      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0, ahead);
+      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
   }
 }
 
 template <class T>
 void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
-                         T *out, bool first, Ahead &ahead) {
+                         T *out, bool first) {
   if (vectors == 2)
-    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first, ahead);
+    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first);
   else
-    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first, ahead);
+    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first);
 }
 
 // Where column c of a matrix of panels begins, and how many vectors its panel has.

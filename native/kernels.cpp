@@ -16,7 +16,6 @@ namespace wholebatch {
 template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
   namespace set = WB_SET;
   static constexpr Kernels<T> kernels{set::width<T>,
-                                      WB_TILE_ROWS,
                                       set::multiply<T>,
                                       set::multiply_transposed<T>,
                                       set::multiply_and_update<T>,

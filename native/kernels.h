@@ -57,44 +57,14 @@ struct Rows {
   int count;
 };
 
-// Memory that the next block of rows will need, asked for a little at a time while products keep the arithmetic units
-// busy.
-struct Ahead {
-  struct Stretch {
-    const char *at, *end;
-  } stretches[4];
-  int count = 0, lines_per_tile = 0;
-
-  template <class T> void add(const T *at, std::int64_t elements) {
-    stretches[count++] = {reinterpret_cast<const char *>(at), reinterpret_cast<const char *>(at + elements)};
-  }
-  // To be fetched within so many register tiles.
-  void spread(std::int64_t tiles) {
-    std::int64_t lines = 0;
-    for (int i = 0; i < count; ++i)
-      lines += (stretches[i].end - stretches[i].at) / 64 + 1;
-    lines_per_tile = static_cast<int>(lines / (tiles > 0 ? tiles : 1) + 1);
-  }
-  void fetch() {
-    for (int i = 0; i < lines_per_tile && count > 0; ++i) {
-      Stretch &stretch = stretches[count - 1];
-      __builtin_prefetch(stretch.at, 0, 2);
-      stretch.at += 64;
-      if (stretch.at >= stretch.end)
-        --count;
-    }
-  }
-};
-
 template <class T> struct Kernels {
-  int width, tile_rows;
+  int width;
 
   // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
-  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
-                   Ahead &);
+  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc);
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
   void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
-                              int vectors, T *out, bool first, Ahead &);
+                              int vectors, T *out, bool first);
   // The same for the last rows of all, and the update of w with what came out: out is in the first-level cache then,
   // and is left unspecified (where first, it is not written at all).
   void (*multiply_and_update)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,

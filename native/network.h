@@ -176,12 +176,7 @@ private:
   Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
   Matrix place_of_inputs(const Step &step, int layer, Rows rows);
   Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
-  void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels,
-                   Ahead &ahead);
-  void look_ahead(const Step &step, const Buffer<T> &of, std::int64_t stride, std::int64_t block, Ahead &ahead) const {
-    const Rows rows = rows_of(step.blocks, block);
-    ahead.add(of.get() + rows.first * stride, rows.count * stride);
-  }
+  void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels);
   void row_statistics(const Step &step, int layer, Range blocks);
   void finish_moments(const Step &step, int layer);
   void finish_sums(const Step &step, int layer);
@@ -230,9 +225,6 @@ private:
 
   std::int64_t panel_width() const { return 2 * kernels_.width; }
   std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
-  std::int64_t tiles_of(int rows, Range panels) const {
-    return (rows + kernels_.tile_rows - 1) / kernels_.tile_rows * (panels.end - panels.begin);
-  }
   int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
   // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.
   template <class F> void each_stretch(const LayerState<T> &state, const Tile &tile, F f) const {

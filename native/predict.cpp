@@ -35,13 +35,12 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
       for (int r = 0; r < count; ++r)
         index[r] = first + r;
       gather(table, index.data(), count, 0, layers_[0].depth, false, work.h.get(), ldh_);
-      Ahead nothing;
       for (int l = 0; l <= hidden(); ++l) {
         LayerState<T> &layer = layers_[l];
         for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
           kernels_.multiply(count, layer.depth, work.h.get(), ldh_,
                             layer.weight.value.get() + p * panel_width() * layer.depth, vectors_at(p, layer.padded),
-                            work.dz.get() + p * panel_width(), lddz_, nothing);
+                            work.dz.get() + p * panel_width(), lddz_);
         if (l == hidden())
           break;
         prepare_between(worker, l);

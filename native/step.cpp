@@ -200,19 +200,12 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
       row_statistics(step, layer - 1, {b, b + 1});
     const Matrix h = inputs(step, layer, b, 0, state.depth, false);
     const Rows rows = rows_of(step.blocks, b);
-    Ahead ahead;
-    if (b + 1 < share.blocks.end) {
-      look_ahead(step, state.z, state.stride, b + 1, ahead);
-      if (layer > 0)
-        look_ahead(step, layers_[layer - 1].z, layers_[layer - 1].stride, b + 1, ahead);
-      ahead.spread(tiles_of(rows.count, share.panels));
-    }
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
       T *z = state.z.get() + rows.first * state.stride + column;
       kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + column * state.depth, vectors,
-                        z, state.stride, ahead);
+                        z, state.stride);
       if (config_.norm == Norm::batch) // while the panel is hot
         kernels_.moments(between(step, layer), rows, z, state.stride, vectors,
                          state.means.get() + b * state.padded + column, state.m2s.get() + b * state.padded + column);
@@ -229,10 +222,9 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
   const Matrix h = inputs(step, last, block, 0, state.depth, false);
   const Rows rows = rows_of(step.blocks, block);
   T *out = gradients_of(last) + rows.first * state.stride;
-  Ahead nothing;
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
     kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + p * panel_width() * state.depth,
-                      vectors_at(p, state.padded), out + p * panel_width(), state.stride, nothing);
+                      vectors_at(p, state.padded), out + p * panel_width(), state.stride);
   loss_blocks_[block] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
                                       table.values, table.weights, work_[step.worker].turned.get());
 }
@@ -267,21 +259,10 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
   const Rows rows = rows_of(step.blocks, block);
-  Ahead ahead;
-  if (!config_.by_neuron && block + 1 < share(step, 1).blocks.end) {
-    look_ahead(step, g_[layer % 3], state.stride, block + 1, ahead);
-    if (layer < hidden())
-      look_ahead(step, state.z, state.stride, block + 1, ahead);
-    if (layer > 0) {
-      look_ahead(step, layers_[layer - 1].z, layers_[layer - 1].stride, block + 1, ahead);
-      look_ahead(step, g_[(layer - 1) % 3], layers_[layer - 1].stride, block + 1, ahead);
-    }
-    ahead.spread(tiles_of(rows.count, panels) + (grouped ? tiles_of(state.depth, all) : 0));
-  }
   if (grouped) {
     const Matrix h = has_inputs ? place_of_inputs(step, layer, rows_of(step.blocks, block))
                                 : inputs(step, layer, block, 0, state.depth, true);
-    add_to_part(step, layer, block, h, dz, all, ahead);
+    add_to_part(step, layer, block, h, dz, all);
   }
   if (layer == 0)
     return;
@@ -291,7 +272,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
     const int vectors = vectors_at(p, below.padded);
     T *g = gradients_of(layer - 1) + at;
     kernels_.multiply(rows.count, state.outputs, dz.at, dz.ld, state.back.get() + column * state.outputs, vectors, g,
-                      below.stride, ahead);
+                      below.stride);
     double *sum_g = below.norm ? below.sum_gs.get() + block * below.padded + column : nullptr;
     double *sum_gx = below.norm ? below.sum_gxs.get() + block * below.padded + column : nullptr;
     kernels_.output_gradient(between(step, layer - 1), rows, below.z.get() + at, g, below.stride,

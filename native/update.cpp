@@ -34,7 +34,6 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
   LayerState<T> &state = layers_[layer];
   const auto [begin, end] = tile.depth;
   const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
-  Ahead nothing;
   each_block(step, {0, step.blocks.count}, [&](std::int64_t b) {
     const Rows rows = rows_of(step.blocks, b);
     const Matrix h = inputs(step, layer, b, begin, end, made_all);
@@ -42,7 +41,7 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
                           ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
                           : gradient_of_sums(step, layer, b, tile.panels);
     if (is_grouped(step, layer))
-      return add_to_part(step, layer, b, h, dz, tile.panels, nothing);
+      return add_to_part(step, layer, b, h, dz, tile.panels);
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
       const int vectors = vectors_at(panel, state.padded), count = static_cast<int>(end - begin);
       const T *right = dz.at + panel * panel_width();
@@ -52,7 +51,7 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
             step.update, state.weight.value.get() + at, state.weight.first.at(at), state.weight.second.at(at));
       else
         kernels_.multiply_transposed(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors,
-                                     state.weight.gradient.get() + at, b == 0, nothing);
+                                     state.weight.gradient.get() + at, b == 0);
     });
   });
 }
@@ -60,7 +59,7 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
 // Adds a block's part of some panels of dW to the sum of its group.
 template <class T>
 void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
-                             Range panels, Ahead &ahead) {
+                             Range panels) {
   const LayerState<T> &state = layers_[layer];
   std::int64_t group = 0;
   while (step.blocks.group_begin(group + 1, step.groups) <= block)
@@ -69,8 +68,7 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
   T *part = parts_[layer % 2].get() + group * part_size_;
   for (std::int64_t p = panels.begin; p < panels.end; ++p)
     kernels_.multiply_transposed(rows_of(step.blocks, block).count, state.depth, h.at, h.ld, dz.at + p * panel_width(),
-                                 dz.ld, vectors_at(p, state.padded), part + p * panel_width() * state.depth, first,
-                                 ahead);
+                                 dz.ld, vectors_at(p, state.padded), part + p * panel_width() * state.depth, first);
 }
 
 // The squares of each row of a tile, by panel and row: sums in a fixed order, whoever asks.

@@ -36,7 +36,8 @@ template <class T> void Parameter<T>::resize(std::size_t count, OptimizerKind op
 
 template <class T>
 Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels)
-    : config_(configuration), kernels_(kernels) {
+    : config_(configuration), kernels_(kernels),
+      claims_(3 * (static_cast<int>(configuration.sizes.size()) - 1), configuration.threads) {
   const auto &sizes = config_.sizes;
   const int count = static_cast<int>(sizes.size()) - 1, width = kernels_.width;
   const std::int64_t line = 64 / sizeof(T);
@@ -260,6 +261,37 @@ template <class T> typename Network<T>::Range Network<T>::own_panels(int worker,
   return {panels * worker / workers, panels * (worker + 1) / workers};
 }
 
+template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase phase, int layer) const {
+  if (phase == Phase::gradient) {
+    const std::int64_t stretch = stretch_of(layers_[layer], panels_of(layers_[layer].padded));
+    return (layers_[layer].depth + stretch - 1) / stretch;
+  }
+  const int groups = groups_of(blocks.count);
+  return phase == Phase::backward && groups > 1 && summed_in_groups(layers_[layer]) ? groups : blocks.count;
+}
+
+// How many rows of so many panels of a weight matrix one gets its gradient for at a time: their gradients stay in the
+// second-level cache while all examples pass by, there are some for every worker, and they are whole register tiles and
+// whole vectors of h.
+template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer, std::int64_t panels) const {
+  constexpr std::int64_t most = std::int64_t{1} << 17, unit = 48;
+  const std::int64_t cached = std::max<std::int64_t>(1, most / (panels * panel_width()) / unit) * unit;
+  const std::int64_t each =
+      config_.threads == 1 ? layer.depth : whole(layer.depth, 3 * config_.threads) / (3 * config_.threads);
+  return std::min(cached, each > unit ? whole(each, unit) : whole(each, 16));
+}
+
+// Deals out the units of the step `index`: for gradients, or for all the rest.
+template <class T> void Network<T>::deal(int worker, std::int64_t index, bool gradients) {
+  if (config_.threads == 1 || config_.by_neuron || index >= epoch_->steps)
+    return;
+  const Blocks blocks(epoch_->offsets[index + 1] - epoch_->offsets[index]);
+  for (int l = 0; l <= hidden(); ++l)
+    for (Phase phase : {Phase::forward, Phase::backward, Phase::gradient})
+      if ((phase == Phase::gradient) == gradients)
+        claims_.deal(set_of(phase, l), worker, units_of(blocks, phase, l));
+}
+
 // The part of a weight matrix whose gradient and update are this worker's, over all examples. By neuron it is the
 // outputs that the worker also multiplies by: they stay in its cache from step to step.
 template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const LayerState<T> &layer) const {
@@ -310,6 +342,8 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
   prepare(most);
   centre(epoch);
   open(epoch);
+  for (int w = 0; w < config_.threads; ++w)
+    deal(w, 0, false);
   team().run([this, &epoch](int worker) {
     for (std::int64_t s = 0; s < epoch.steps; ++s)
       if (!step(worker, s))

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "claims.h"
 #include "kernels.h"
 #include "moments.h"
 #include "team.h"
@@ -160,6 +161,18 @@ private:
     std::int64_t counted; // those whose weight is not 0
   };
 
+  // What is shared out: a set of units for each of a layer's phases.
+  enum class Phase { forward, backward, gradient };
+  int set_of(Phase phase, int layer) const { return 3 * layer + static_cast<int>(phase); }
+  // Units go to whoever is free where a meeting stands before and after; else everyone goes on with his own examples.
+  bool is_claimed(Phase phase, int layer) const {
+    return config_.threads > 1 && !config_.by_neuron &&
+           (config_.norm == Norm::batch || phase == Phase::gradient || (phase == Phase::backward && layer < hidden()));
+  }
+  std::int64_t units_of(const Blocks &blocks, Phase phase, int layer) const;
+  std::int64_t stretch_of(const LayerState<T> &layer, std::int64_t panels) const;
+  void deal(int worker, std::int64_t index, bool gradients);
+
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);
   bool meet_after(const Step &step, int layer);
@@ -172,6 +185,14 @@ private:
         poll(step.worker);
       f(b);
     }
+  }
+  // f(block) for the blocks that fall to this worker in a phase.
+  template <class F> void each_own_block(const Step &step, Phase phase, int layer, F f) {
+    if (!is_claimed(phase, layer))
+      return each_block(step, share(step, 1).blocks, f);
+    const std::int64_t units = units_of(step.blocks, phase, layer), count = step.blocks.count;
+    for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0; poll(step.worker))
+      each_block(step, {count * unit / units, count * (unit + 1) / units}, f);
   }
   Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
   Matrix place_of_inputs(const Step &step, int layer, Rows rows);
@@ -190,6 +211,8 @@ private:
   void weight_gradient(const Step &step, int layer);
   void add_up(const Step &step, int layer, const Tile &tile);
   void finish_gradient(const Step &step, int layer, const Tile &tile);
+  void finish_norm(const Step &step, int layer);
+  void update_norm(const Step &step, int layer);
   void update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done);
   // Nothing is added to the gradient and nobody asks for it.
   bool updates_at_once(const Step &step) const {
@@ -246,6 +269,7 @@ private:
   std::vector<LayerState<T>> layers_;
   std::vector<Workspace<T>> work_;
   std::unique_ptr<Team> team_;
+  Claims claims_;
   Buffer<T> class_weights_;
   Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
   bool centred_ = false;

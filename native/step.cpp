@@ -83,13 +83,13 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   const Step step = begin(worker, index);
   const int last = hidden();
   poll(worker);
+  deal(worker, index, true); // the others' are dealt: nobody has to wait for a straggler before doing his part
 
   for (int l = 0; l < last; ++l) { // 1
     forward(step, l);
     if (!meet_after(step, l))
       return false;
   }
-  const Range own = share(step, 1).blocks;
   if (config_.by_neuron || last == 0) { // 2
     const std::int64_t workers = config_.threads, count = step.blocks.count;
     each_block(step, {count * worker / workers, count * (worker + 1) / workers},
@@ -98,7 +98,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
       return false;
   }
   for (int l = last; l > 0; --l) { // 3
-    each_block(step, own, [&](std::int64_t b) {
+    each_own_block(step, Phase::backward, l, [&](std::int64_t b) {
       const bool with_output = l == last && !config_.by_neuron; // while the block is in cache
       if (with_output)
         output(step, b);
@@ -117,7 +117,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   else // 4
     weight_gradient(step, 1);
   if (!config_.by_neuron && (is_grouped(step, 0) || (last > 0 && config_.norm != Norm::none))) {
-    each_block(step, own, [&](std::int64_t b) { backward(step, 0, b, false); });
+    each_own_block(step, Phase::backward, 0, [&](std::int64_t b) { backward(step, 0, b, false); });
     if (team_->meet(worker))
       return false;
   }
@@ -127,6 +127,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
       return false;
     clip_and_update(step);
   }
+  deal(worker, index + 1, false);
   if (team_->meet(worker))
     return false;
   add_penalty(step);
@@ -195,7 +196,7 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
   const Share share = this->share(step, state.padded);
   if (share.panels.begin == share.panels.end)
     return;
-  each_block(step, share.blocks, [&](std::int64_t b) {
+  each_own_block(step, Phase::forward, layer, [&](std::int64_t b) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
     const Matrix h = inputs(step, layer, b, 0, state.depth, false);

@@ -5,28 +5,39 @@
 
 namespace wholebatch {
 
-// dW = H^T dZ for this worker's tile of W, over all examples in order: no partial sums to merge, and the update can
-// follow at once. Where blocks' parts were summed in groups, only the groups' sums are left to add up.
+// The gradient of a layer's parameters, and their update: the part that falls to this worker.
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
-  const Tile tile = this->tile(step.worker, state);
-  const auto [begin, end] = tile.depth;
-  const bool grouped = is_grouped(step, layer);
-  if (begin < end && tile.panels.begin < tile.panels.end && (!grouped || config_.by_neuron)) {
-    // A part of the tile that stays in the second-level cache while all rows pass by.
-    constexpr std::int64_t most = std::int64_t{1} << 17, unit = 48; // whole register tiles, and whole vectors of h
-    const std::int64_t wide = (tile.panels.end - tile.panels.begin) * panel_width();
-    const bool in_parts = has_gradient_of_sums(step, layer) && !grouped;
-    const std::int64_t step_by = in_parts ? std::max<std::int64_t>(1, most / wide / unit) * unit : end - begin;
-    for (std::int64_t from = begin; from < end; from += step_by)
-      add_up(step, layer, {{from, std::min(from + step_by, end)}, tile.panels});
+  const auto add = [&](const Tile &tile) {
+    if (tile.depth.begin == tile.depth.end || tile.panels.begin == tile.panels.end)
+      return;
+    const bool grouped = is_grouped(step, layer);
+    if (!grouped || config_.by_neuron)
+      add_up(step, layer, tile);
+    if (grouped)
+      each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
+        kernels_.sum_parts(count, step.groups, parts_[layer % 2].get() + at, part_size_,
+                           state.weight.gradient.get() + at);
+      });
+    finish_gradient(step, layer, tile);
+  };
+  const Tile own = tile(step.worker, state);
+  if (config_.by_neuron) {
+    add(own);
+  } else {
+    const std::int64_t stretch = stretch_of(state, own.panels.end);
+    const auto add_stretch = [&](std::int64_t unit) {
+      add({{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, own.panels});
+    };
+    if (is_claimed(Phase::gradient, layer))
+      for (std::int64_t unit; (unit = claims_.next(set_of(Phase::gradient, layer), step.worker)) >= 0;)
+        add_stretch(unit);
+    else
+      for (std::int64_t unit = 0; unit * stretch < state.depth; ++unit)
+        add_stretch(unit);
   }
-  if (grouped)
-    each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
-      kernels_.sum_parts(count, step.groups, parts_[layer % 2].get() + at, part_size_,
-                         state.weight.gradient.get() + at);
-    });
-  finish_gradient(step, layer, tile);
+  if (state.norm && step.worker == 0)
+    finish_norm(step, layer);
 }
 
 // dW = H^T dZ for a tile over all blocks, and its update where nothing stands in its way.
@@ -86,7 +97,7 @@ void Network<T>::square_rows(const LayerState<T> &state, const Tile &tile, const
   });
 }
 
-// What the loss adds (alpha), the norm's own gradients, and the update, unless it must wait for the gradient's norm.
+// What the loss adds (alpha), and the update, unless it must wait for the gradient's norm.
 template <class T> void Network<T>::finish_gradient(const Step &step, int layer, const Tile &tile) {
   LayerState<T> &state = layers_[layer];
   if (config_.alpha > 0) {
@@ -99,13 +110,6 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
     });
     square_rows(state, weights, state.weight.value, state.weight_squares);
   }
-  if (state.norm && step.worker == 0) {
-    const auto &v = work_[0].layers[layer];
-    for (int c = 0; c < state.padded; ++c) {
-      state.gamma.gradient[c] = static_cast<T>(v.sum_gx[c]);
-      state.beta.gradient[c] = state.shift ? static_cast<T>(v.sum_g[c]) : T(0);
-    }
-  }
   if (!step.updates)
     return;
   if (config_.max_grad_norm > 0)
@@ -116,12 +120,10 @@ template <class T> void Network<T>::finish_gradient(const Step &step, int layer,
 
 template <class T> void Network<T>::update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done) {
   LayerState<T> &state = layers_[layer];
-  const auto update = [&](Parameter<T> &p, std::int64_t at, std::int64_t count) {
-    kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at, p.first.at(at), p.second.at(at));
-  };
+  Parameter<T> &p = state.weight;
   each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t count) {
     if (!weights_are_done)
-      update(state.weight, at, count);
+      kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at, p.first.at(at), p.second.at(at));
     if (config_.optimizer_eps == 0) { // Adam's 0 / 0 must not reach the padding
       const std::int64_t wide = vectors_at(panel, state.padded) * kernels_.width;
       for (std::int64_t i = 0; i < count; i += wide)
@@ -133,11 +135,25 @@ template <class T> void Network<T>::update_layer(const Step &step, int layer, co
                          state.back.get(), state.inputs, static_cast<int>(tile.depth.begin),
                          static_cast<int>(std::min<std::int64_t>(tile.depth.end, state.inputs)));
   });
-  if (state.norm && step.worker == 0) {
-    update(state.gamma, 0, state.outputs);
-    if (state.shift)
-      update(state.beta, 0, state.outputs);
+}
+
+// The norm's own parameters are few: worker 0 has them to itself.
+template <class T> void Network<T>::finish_norm(const Step &step, int layer) {
+  LayerState<T> &state = layers_[layer];
+  const auto &v = work_[0].layers[layer];
+  for (int c = 0; c < state.padded; ++c) {
+    state.gamma.gradient[c] = static_cast<T>(v.sum_gx[c]);
+    state.beta.gradient[c] = state.shift ? static_cast<T>(v.sum_g[c]) : T(0);
   }
+  if (step.updates && config_.max_grad_norm == 0)
+    update_norm(step, layer);
+}
+
+template <class T> void Network<T>::update_norm(const Step &step, int layer) {
+  LayerState<T> &state = layers_[layer];
+  for (Parameter<T> *p : {&state.gamma, state.shift ? &state.beta : nullptr})
+    if (p)
+      kernels_.update(step.update, state.outputs, p->value.get(), p->gradient.get(), p->first.get(), p->second.get());
 }
 
 // torch.nn.utils.clip_grad_norm_: g *= min(1, max_norm / (norm + 1e-6)), with the norm over all parameters.
@@ -165,6 +181,8 @@ template <class T> void Network<T>::clip_and_update(const Step &step) {
       state.beta.gradient[c] *= factor;
     }
     update_layer(step, l, tile, false);
+    if (state.norm && step.worker == 0)
+      update_norm(step, l);
   }
 }
 

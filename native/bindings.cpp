@@ -89,18 +89,15 @@ template <class T> Buffer<T> &form(Parameter<T> &p, const std::string &name) {
 }
 
 // Copies between a torch-shaped array and the engine's layout, in either direction.
-template <class T, class F>
-void each_element(Network<T> &net, int layer, const std::string &role, const std::string &which, Array<T> array,
-                  F copy) {
+template <class T>
+void exchange(Network<T> &net, int layer, const std::string &role, const std::string &which, Array<T> array,
+              bool to_net) {
+  const auto copy = [to_net](T &outside, T &inside) { (to_net ? inside : outside) = to_net ? outside : inside; };
   LayerState<T> &state = net.layers().at(static_cast<std::size_t>(layer));
   T *data = array.data();
   if (role == "weight") { // torch's is (outputs, inputs)
     Buffer<T> &buffer = form(state.weight, which);
-    for (int o = 0; o < state.outputs; ++o) {
-      const auto column = net.column(state, o);
-      for (int i = 0; i < state.inputs; ++i)
-        copy(data[static_cast<std::size_t>(o) * state.inputs + i], buffer[column.at(i)]);
-    }
+    net.exchange_weights(state, to_net, data, buffer);
     return;
   }
   for (int o = 0; o < state.outputs; ++o) {
@@ -139,14 +136,10 @@ std::function<void(std::int64_t, double)> poller(const nb::object &progress) {
 template <class T> void bind_network(nb::module_ &m, const char *name) {
   nb::class_<Network<T>>(m, name)
       .def("__init__", [](Network<T> *self, const nb::dict &d) { new (self) Network<T>(configure(d), kernels<T>()); })
-      .def("set",
-           [](Network<T> &self, int layer, const std::string &role, const std::string &which, Array<T> array) {
-             each_element(self, layer, role, which, array, [](T &outside, T &inside) { inside = outside; });
-           })
-      .def("get",
-           [](Network<T> &self, int layer, const std::string &role, const std::string &which, Array<T> array) {
-             each_element(self, layer, role, which, array, [](T &outside, T &inside) { outside = inside; });
-           })
+      .def("set", [](Network<T> &self, int layer, const std::string &role, const std::string &which,
+                     Array<T> array) { exchange(self, layer, role, which, array, true); })
+      .def("get", [](Network<T> &self, int layer, const std::string &role, const std::string &which,
+                     Array<T> array) { exchange(self, layer, role, which, array, false); })
       .def("set_running",
            [](Network<T> &self, int layer, Array<double> mean, Array<double> var, double tracked) {
              LayerState<T> &state = self.layers().at(static_cast<std::size_t>(layer));
@@ -161,6 +154,8 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
              std::copy_n(state.running_var.get(), state.outputs, var.data());
              return state.tracked;
            })
+      .def("is_finite",
+           [](const Network<T> &self, int layer) { return self.is_finite(static_cast<std::size_t>(layer)); })
       .def("waited", [](const Network<T> &self) { return static_cast<double>(self.waited()) * 1e-9; })
       .def("penalty", &Network<T>::total_penalty)
       .def("refresh", &Network<T>::refresh)

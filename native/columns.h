@@ -10,17 +10,13 @@ namespace wholebatch::WB_SET {
 
 // mean, rstd = 1 / sqrt(M2 share + eps) and scale = gamma rstd, with share = 1 / count.
 template <class T>
-void statistics(int columns, const double *mean, const double *m2, double share, T eps, const T *gamma, T *mean_out,
-                T *rstd, T *scale) {
-  for (int c = 0; c < columns; c += width<T>) {
-    const Vec<T> variance = to_vector<T>(load_doubles<T>(m2 + c) * share) + eps;
-    Vec<T> r;
-    for (int i = 0; i < width<T>; ++i)
-      r[i] = std::sqrt(variance[i]);
-    r = T(1) / r;
-    store(mean_out + c, to_vector<T>(load_doubles<T>(mean + c)));
-    store(rstd + c, r);
-    store(scale + c, load(gamma + c) * r);
+void statistics(int columns, const double *__restrict mean, const double *__restrict m2, double share, T eps,
+                const T *__restrict gamma, T *__restrict mean_out, T *__restrict rstd, T *__restrict scale) {
+  for (int c = 0; c < columns; ++c) {
+    const T r = T(1) / std::sqrt(static_cast<T>(m2[c] * share) + eps);
+    mean_out[c] = static_cast<T>(mean[c]);
+    rstd[c] = r;
+    scale[c] = gamma[c] * r;
   }
 }
 

@@ -91,6 +91,35 @@ void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, cons
     panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first);
 }
 
+// Between a panel and rows of weights as torch has them, (outputs, inputs), in either direction: `count` outputs.
+template <class T> void exchange(bool to_panel, T *rows, std::int64_t inputs, int count, T *panel, int wide) {
+  constexpr int W = width<T>;
+  std::int64_t k = 0;
+  for (; k + W <= inputs; k += W)
+    for (int o = 0; o < count; o += W) {
+      Vec<T> square[W];
+      if (to_panel) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          square[i] = o + i < count ? load(rows + (o + i) * inputs + k) : Vec<T>{};
+        transpose_square<T>(square);
+        for (int i = 0; i < W; ++i)
+          store(panel + (k + i) * wide + o, square[i]);
+      } else {
+        for (int i = 0; i < W; ++i)
+          square[i] = load(panel + (k + i) * wide + o);
+        transpose_square<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          if (o + i < count)
+            store(rows + (o + i) * inputs + k, square[i]);
+      }
+    }
+  for (; k < inputs; ++k)
+    for (int o = 0; o < count; ++o)
+      (to_panel ? panel[k * wide + o] : rows[o * inputs + k]) = to_panel ? rows[o * inputs + k] : panel[k * wide + o];
+}
+
 // Where column c of a matrix of panels begins, and how many vectors its panel has.
 struct PanelAt {
   std::int64_t offset;

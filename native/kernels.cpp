@@ -20,6 +20,7 @@ template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
                                       set::multiply_transposed<T>,
                                       set::multiply_and_update<T>,
                                       set::transpose<T>,
+                                      set::exchange<T>,
                                       set::moments<T>,
                                       set::row_statistics<T>,
                                       set::normalise<T>,

@@ -74,6 +74,9 @@ template <class T> struct Kernels {
   void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,
                     int end);
 
+  // Between a panel and `count` rows of weights, (outputs, inputs), one way or the other.
+  void (*exchange)(bool to_panel, T *rows, std::int64_t inputs, int count, T *panel, int wide);
+
   // Mean and M2 of u over the block's rows, for `vectors` vectors of columns.
   void (*moments)(const Between<T> &, Rows, const T *z, std::int64_t ldz, int vectors, double *mean, double *m2);
   // Layer and rms norm: mean and rstd of each row of u, into row_mean and row_rstd.

@@ -100,6 +100,28 @@ template <class T> typename Network<T>::Column Network<T>::column(const LayerSta
           static_cast<std::size_t>(wide)};
 }
 
+template <class T>
+void Network<T>::exchange_weights(const LayerState<T> &layer, bool to_net, T *rows, Buffer<T> &buffer) {
+  for (std::int64_t p = 0; p < panels_of(layer.padded); ++p) {
+    const int first = static_cast<int>(p * panel_width());
+    kernels_.exchange(to_net, rows + static_cast<std::int64_t>(first) * layer.inputs, layer.inputs,
+                      std::min(static_cast<int>(panel_width()), layer.outputs - first),
+                      buffer.get() + static_cast<std::int64_t>(first) * layer.depth,
+                      vectors_at(p, layer.padded) * kernels_.width);
+  }
+}
+
+template <class T> bool Network<T>::is_finite(std::size_t layer) const {
+  const LayerState<T> &state = layers_.at(layer);
+  int others = 0;
+  for (const Buffer<T> *of : {&state.weight.value, &state.gamma.value, &state.beta.value}) {
+    const T *values = of->get();
+    for (std::size_t i = 0; i < of->size(); ++i)
+      others |= !(values[i] * T(0) == T(0)); // 0 times infinity is nan
+  }
+  return others == 0;
+}
+
 template <class T> void Network<T>::refresh() {
   for (int l = 1; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];

@@ -106,6 +106,9 @@ public:
     std::size_t at(int input) const { return offset + static_cast<std::size_t>(input) * stride; }
   };
   Column column(const LayerState<T> &layer, int output) const;
+  // Copies weights, (outputs, inputs), into one of a layer's buffers or out of it.
+  void exchange_weights(const LayerState<T> &layer, bool to_net, T *rows, Buffer<T> &buffer);
+  bool is_finite(std::size_t layer) const; // all its parameters are
   // Makes the transposes, after parameters were set.
   void refresh();
 
@@ -246,7 +249,7 @@ private:
   void poll(int worker);
   Team &team();
 
-  std::int64_t panel_width() const { return 2 * kernels_.width; }
+  std::int64_t panel_width() const { return 2 * kernels_.width; } // outputs that lie side by side
   std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
   int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
   // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.

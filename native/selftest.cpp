@@ -13,7 +13,7 @@ using namespace wholebatch;
 
 namespace {
 
-constexpr std::int64_t rows = 301, batch = 150; // two blocks and an odd rest
+constexpr std::int64_t rows = 1325, batch = 150, short_rows = 300; // steps of two blocks, and a tall one of nine
 const std::vector<int> sizes{7, 33, 5, 3};
 
 template <class T> struct Problem {
@@ -41,7 +41,7 @@ template <class T> struct Problem {
       order.push_back(r);
     }
     std::shuffle(order.begin(), order.end(), random);
-    for (std::int64_t at = 0; at < rows - 1; at += batch)
+    for (std::int64_t at = 0; at <= short_rows; at += batch)
       offsets.push_back(at);
     offsets.push_back(rows);
     rates.assign(offsets.size() - 1, 0.05);

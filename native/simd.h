@@ -86,11 +86,14 @@ template <class To, class From> inline To bits(From from) {
   return to;
 }
 
-// The sum of the lanes, pairwise, in one fixed order.
-template <class T> inline T sum_lanes(Vec<T> v) {
-  for (int half = width<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      v[i] += v[i + half];
+// The sum of the lanes, pairwise, in one fixed order: each stage adds the other half, turned around.
+template <class T, int H, int... I> inline Vec<T> add_half(Vec<T> v, std::integer_sequence<int, I...>) {
+  return v + __builtin_shufflevector(v, v, (I ^ H)...);
+}
+template <class T, int H = width<T> / 2> inline T sum_lanes(Vec<T> v) {
+  v = add_half<T, H>(v, std::make_integer_sequence<int, width<T>>{});
+  if constexpr (H > 1)
+    return sum_lanes<T, H / 2>(v);
   return v[0];
 }
 

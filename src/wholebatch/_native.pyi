@@ -32,6 +32,8 @@ class _Network(Generic[T]):
         """After `set`: makes what the products need besides the weights."""
     def penalty(self) -> float:
         """The part of the last run's total that alpha added."""
+    def is_finite(self, layer: int) -> bool:
+        """Whether all parameters of a layer are finite."""
     def waited(self) -> float:
         """Seconds that the calling thread was parked or put aside in the last run."""
     def run(

@@ -16,6 +16,8 @@ from wholebatch.feedforward.settings import Architecture, Optimizer
 
 LINE = 64  # bytes of a cache line
 BLOCK_ROWS = 128  # of a worker's block: Blocks::most in native/moments.h
+KEPT_BYTES = 1 << 20  # inputs of a layer that are kept and not made again: kept_bytes in native/network.cpp
+GROUPED_WEIGHTS = 1 << 17  # of a matrix whose gradient is summed in groups of blocks: summed_in_groups in network.h
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 
 
@@ -42,13 +44,18 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
     width, line = VECTOR_BYTES[kernels.instruction_set()] // size, LINE // size
     forms = 2 + len(optimizer.state_names)  # value, gradient and what the optimizer keeps
     blocks, last = -(-rows // BLOCK_ROWS), len(a.sizes) - 2
-    net = batch = widest = h = dz = largest = 0
+    net = batch = widest = h = dz = part = grouped = 0
+    copies = threads if rows < threads * BLOCK_ROWS else 1  # of kept inputs: by neuron each worker has its own
     for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
         hidden = layer < last
         depth, padded = fan_in + (a.hidden_bias or not hidden), _whole(fan_out, width)
         stride = padded if padded * size % 2048 else padded + line
-        widest, largest = max(widest, stride), max(largest, fan_in * fan_out)
-        h, dz = max(h, _odd_lines(max(depth, _whole(fan_in, width)), line)), max(dz, _odd_lines(padded, line))
+        widest = max(widest, stride)
+        ldh = _odd_lines(max(depth, _whole(fan_in, width)), line)
+        h, dz = max(h, ldh), max(dz, _odd_lines(padded, line))
+        batch += copies * rows * ldh * size if rows * ldh * size <= KEPT_BYTES else 0
+        if depth * fan_out <= GROUPED_WEIGHTS:
+            part, grouped = max(part, depth * padded), max(grouped, depth * fan_out)
         net += (forms * depth * padded + padded) * size  # the weights; which columns are real
         net += fan_out * _whole(fan_in, width) * size if layer else 0  # their transpose
         net += 2 * -(-padded // (2 * width)) * depth * double  # squares of the weights' rows and of the gradient's
@@ -61,9 +68,10 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
             batch += 4 * blocks * padded * double  # moments and sums of each block
         if a.norm in ("layer", "rms"):
             batch += 2 * rows * size
-    net += threads * (BLOCK_ROWS * (h + dz + 2) + a.sizes[-1] * width) * size  # each worker's blocks
+    net += threads * (BLOCK_ROWS * (h + dz + 2) + _whole(a.sizes[-1], width) * width) * size  # each worker's blocks
     batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
-    net += largest * (size + 1)  # one parameter at a time is looked at for values that are not finite
+    groups = _groups(blocks, grouped)
+    batch += min(2, last + 1) * groups * part * size if groups > 1 else 0  # sums of weights' gradients
     return Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
 
 
@@ -84,6 +92,14 @@ def _state_bytes(architecture: Architecture, optimizer: Optimizer, dtype: torch.
 def describe(architecture: Architecture) -> str:
     """The net in a message."""
     return f"a net of sizes {'-'.join(map(str, architecture.sizes))}"
+
+
+def _groups(blocks: int, weights: int) -> int:
+    """``groups_of`` in native/network.cpp."""
+    groups, most = 1, min(64, blocks // 4, (1 << 21) // max(1, weights))
+    while groups * 2 <= most:
+        groups *= 2
+    return groups
 
 
 def _whole(count: int, unit: int) -> int:

@@ -228,10 +228,9 @@ class NativeEngine:
 
     def _check_update(self, network: Any, step: int) -> None:
         """Raise where the epoch's last update left a parameter that is not finite: no later loss would tell."""
-        for index, layer in enumerate(self._parts):
-            for role, _, parameter in layer.parameters():
-                if not np.isfinite(self._value(network, index, role, parameter)).all():
-                    raise NonFiniteLossError(step, index + 1, len(self._parts), subject="the update")
+        for index in range(len(self._parts)):
+            if not network.is_finite(index):
+                raise NonFiniteLossError(step, index + 1, len(self._parts), subject="the update")
 
     def _value(self, network: Any, index: int, role: str, parameter: Tensor) -> np.ndarray:
         value = np.empty(tuple(parameter.shape), NUMPY_DTYPES[self._dtype()])

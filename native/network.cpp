@@ -202,7 +202,7 @@ template <class T> void Network<T>::centre(const Epoch &epoch) {
   for (std::int64_t r = 0; r < rows; ++r)
     for (int c = 0; c < columns; ++c) {
       const double value = sample[r * ldh_ + c], delta = value - mean[c];
-      mean[c] += delta / static_cast<double>(r + 1);
+      mean[c] += delta * (1 / static_cast<double>(r + 1));
       m2[c] += delta * (value - mean[c]);
     }
   for (int c = 0; c < columns; ++c) {

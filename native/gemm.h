@@ -23,20 +23,38 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j)
       sum[i][j] = TRANSPOSED || first ? Vec<T>{} : load(c + i * ldc + j * W);
+  // Three rows of a share a pointer: twelve pointers are more than there are registers, and what moves between other
+  // registers and these takes a port from the multiply-adds.
+  constexpr int BASES = (ROWS + 2) / 3;
+  const T *base[BASES];
+#pragma GCC unroll 4
+  for (int i = 0; i < BASES; ++i)
+    base[i] = a + 3 * i * lda;
   for (int k = 0; k < depth; ++k) {
+    if constexpr (!TRANSPOSED) {
+#pragma GCC unroll 4
+      for (int i = 0; i < BASES; ++i)
+        asm("" : "+r"(base[i])); // lest the compiler makes twelve of them again
+    }
     Vec<T> bk[NV];
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j)
       bk[j] = load(b + j * W);
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; ++i) {
-      const Vec<T> ak = all(TRANSPOSED ? a[i] : a[i * lda]);
+      const Vec<T> ak = all(TRANSPOSED ? a[i] : base[i / 3][i % 3 * lda]);
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j)
         sum[i][j] = fma<T>(ak, bk[j], sum[i][j]);
     }
     b += ldb;
-    a += TRANSPOSED ? lda : 1;
+    if constexpr (TRANSPOSED) {
+      a += lda;
+    } else {
+#pragma GCC unroll 4
+      for (int i = 0; i < BASES; ++i)
+        ++base[i];
+    }
   }
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)

@@ -76,16 +76,23 @@ inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *
   }
 }
 
-// All rows of one panel, in tiles of nearly equal height (a single left-over row would starve the multiply-add units).
+// f(begin, height) for tiles of nearly equal height: a single left-over row would starve the multiply-add units.
+template <class F> inline void each_tile(int rows, F f) {
+  const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
+  for (int t = 0; t < tiles; ++t) {
+    const int begin = rows * t / tiles;
+    f(begin, rows * (t + 1) / tiles - begin);
+  }
+}
+
+// All rows of one panel.
 template <class T, int NV, bool TRANSPOSED>
 inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
                   std::int64_t ldc, bool first) {
-  const int tiles = (rows + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
-  for (int t = 0; t < tiles; ++t) {
-    const int begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-    tile_of<T, NV, TRANSPOSED>(end - begin, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc,
-                               ldc, first);
-  }
+  each_tile(rows, [&](int begin, int height) {
+    tile_of<T, NV, TRANSPOSED>(height, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc, ldc,
+                               first);
+  });
 }
 
 template <class T>

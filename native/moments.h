@@ -16,7 +16,9 @@ struct Blocks {
   std::int64_t rows, count;
   explicit Blocks(std::int64_t rows) : rows(rows), count((rows + most - 1) / most) {}
   std::int64_t begin(std::int64_t block) const { return rows * block / count; }
+  // Runs of whole blocks, nearly equally many in each.
   std::int64_t group_begin(std::int64_t group, std::int64_t groups) const { return count * group / groups; }
+  std::int64_t group_of(std::int64_t block, std::int64_t groups) const { return ((block + 1) * groups - 1) / count; }
 };
 
 // tables[block][column]: mean and M2 of each block; into mean and m2 of all. count(block): its rows, or their weights.

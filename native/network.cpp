@@ -69,8 +69,10 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     }
     layer.ldh = odd_lines(std::max<std::int64_t>(layer.depth, whole(layer.inputs, width)), line);
     ldh_ = std::max(ldh_, layer.ldh);
-    if (summed_in_groups(layer))
+    if (summed_in_groups(layer)) {
       part_size_ = std::max(part_size_, static_cast<std::int64_t>(layer.weight.value.size()));
+      part_weights_ = std::max(part_weights_, weights_of(layer));
+    }
     lddz_ = std::max(lddz_, odd_lines(layer.padded, line));
   }
   work_.resize(config_.threads);
@@ -176,12 +178,8 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
 // enough.
 template <class T> int Network<T>::groups_of(std::int64_t blocks) const {
   constexpr std::int64_t most = 64, elements = std::int64_t{1} << 21;
-  std::int64_t largest = 1;
-  for (const LayerState<T> &layer : layers_)
-    if (summed_in_groups(layer))
-      largest = std::max(largest, static_cast<std::int64_t>(layer.depth) * layer.outputs);
   int groups = 1;
-  while (groups * 2 <= std::min({most, blocks / 4, elements / largest}))
+  while (groups * 2 <= std::min({most, blocks / 4, elements / part_weights_}))
     groups *= 2;
   return groups;
 }
@@ -274,7 +272,7 @@ template <class T> typename Network<T>::Share Network<T>::share(const Step &step
   if (workers == 1)
     return {{0, blocks}, all};
   const std::int64_t units = step.groups > 1 ? step.groups : blocks; // whole groups
-  const auto begin = [&](std::int64_t worker) { return blocks * (units * worker / workers) / units; };
+  const auto begin = [&](std::int64_t worker) { return step.blocks.group_begin(units * worker / workers, units); };
   return {{begin(step.worker), begin(step.worker + 1)}, all};
 }
 
@@ -283,21 +281,21 @@ template <class T> typename Network<T>::Range Network<T>::own_panels(int worker,
   return {panels * worker / workers, panels * (worker + 1) / workers};
 }
 
-template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase phase, int layer) const {
+template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, int groups, Phase phase, int layer) const {
   if (phase == Phase::gradient) {
-    const std::int64_t stretch = stretch_of(layers_[layer], panels_of(layers_[layer].padded));
+    const std::int64_t stretch = stretch_of(layers_[layer]);
     return (layers_[layer].depth + stretch - 1) / stretch;
   }
-  const int groups = groups_of(blocks.count);
   return phase == Phase::backward && groups > 1 && summed_in_groups(layers_[layer]) ? groups : blocks.count;
 }
 
-// How many rows of so many panels of a weight matrix one gets its gradient for at a time: their gradients stay in the
+// How many rows of a weight matrix one gets its gradient for at a time: their gradients stay in the
 // second-level cache while all examples pass by, there are some for every worker, and they are whole register tiles and
 // whole vectors of h.
-template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer, std::int64_t panels) const {
+template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer) const {
   constexpr std::int64_t most = std::int64_t{1} << 17, unit = 48;
-  const std::int64_t cached = std::max<std::int64_t>(1, most / (panels * panel_width()) / unit) * unit;
+  const std::int64_t wide = panels_of(layer.padded) * panel_width();
+  const std::int64_t cached = std::max<std::int64_t>(1, most / wide / unit) * unit;
   const std::int64_t each =
       config_.threads == 1 ? layer.depth : whole(layer.depth, 3 * config_.threads) / (3 * config_.threads);
   return std::min(cached, each > unit ? whole(each, unit) : whole(each, 16));
@@ -308,14 +306,15 @@ template <class T> void Network<T>::deal(int worker, std::int64_t index, bool gr
   if (config_.threads == 1 || config_.by_neuron || index >= epoch_->steps)
     return;
   const Blocks blocks(epoch_->offsets[index + 1] - epoch_->offsets[index]);
+  const int groups = groups_of(blocks.count);
   for (int l = 0; l <= hidden(); ++l)
     for (Phase phase : {Phase::forward, Phase::backward, Phase::gradient})
       if ((phase == Phase::gradient) == gradients)
-        claims_.deal(set_of(phase, l), worker, units_of(blocks, phase, l));
+        claims_.deal(set_of(phase, l), worker, units_of(blocks, groups, phase, l));
 }
 
-// The part of a weight matrix whose gradient and update are this worker's, over all examples. By neuron it is the
-// outputs that the worker also multiplies by: they stay in its cache from step to step.
+// The part of a weight matrix that is this worker's: by neuron in everything, the outputs that it also multiplies by,
+// which stay in its cache from step to step; by example in what waits for the gradient's norm.
 template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const LayerState<T> &layer) const {
   const std::int64_t workers = config_.threads;
   if (config_.by_neuron)

@@ -172,8 +172,8 @@ private:
     return config_.threads > 1 && !config_.by_neuron &&
            (config_.norm == Norm::batch || phase == Phase::gradient || (phase == Phase::backward && layer < hidden()));
   }
-  std::int64_t units_of(const Blocks &blocks, Phase phase, int layer) const;
-  std::int64_t stretch_of(const LayerState<T> &layer, std::int64_t panels) const;
+  std::int64_t units_of(const Blocks &blocks, int groups, Phase phase, int layer) const;
+  std::int64_t stretch_of(const LayerState<T> &layer) const;
   void deal(int worker, std::int64_t index, bool gradients);
 
   // step.cpp: the phases
@@ -193,9 +193,9 @@ private:
   template <class F> void each_own_block(const Step &step, Phase phase, int layer, F f) {
     if (!is_claimed(phase, layer))
       return each_block(step, share(step, 1).blocks, f);
-    const std::int64_t units = units_of(step.blocks, phase, layer), count = step.blocks.count;
+    const std::int64_t units = units_of(step.blocks, step.groups, phase, layer);
     for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0; poll(step.worker))
-      each_block(step, {count * unit / units, count * (unit + 1) / units}, f);
+      each_block(step, {step.blocks.group_begin(unit, units), step.blocks.group_begin(unit + 1, units)}, f);
   }
   Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
   Matrix place_of_inputs(const Step &step, int layer, Rows rows);
@@ -236,8 +236,9 @@ private:
   int groups_of(std::int64_t blocks) const;
   bool is_grouped(const Step &step, int layer) const { return step.groups > 1 && summed_in_groups(layers_[layer]); }
   // Whether a block's part of the weight gradient is added at once to a sum that stays in cache.
-  static bool summed_in_groups(const LayerState<T> &layer) {
-    return static_cast<std::int64_t>(layer.depth) * layer.outputs <= (std::int64_t{1} << 17);
+  static bool summed_in_groups(const LayerState<T> &layer) { return weights_of(layer) <= (std::int64_t{1} << 17); }
+  static std::int64_t weights_of(const LayerState<T> &layer) {
+    return static_cast<std::int64_t>(layer.depth) * layer.outputs;
   }
   // dL/dZ takes dL/dy's place: each worker does it for its own rows on the way down.
   bool has_gradient_of_sums(const Step &step, int layer) const {
@@ -280,7 +281,7 @@ private:
   // reads it)
   Buffer<T> g_[3];
   Buffer<T> parts_[2]; // sums over groups of blocks of a weight gradient, for odd and even layers: [group][part_size_]
-  std::int64_t part_size_ = 0;
+  std::int64_t part_size_ = 0, part_weights_ = 1; // of the largest matrix that is summed so, with padding and without
   std::int64_t ldh_ = 0, lddz_ = 0;
   Buffer<double> loss_blocks_;
 

@@ -43,14 +43,13 @@ void panel_and_update(int rows, int count, const T *a, std::int64_t lda, const T
                       bool first, const UpdateTerms<T> &t, T *w, T *first_moment, T *second_moment) {
   constexpr int wide = NV * width<T>;
   alignas(WB_BYTES) T fresh[WB_TILE_ROWS * wide];
-  const int tiles = (count + WB_TILE_ROWS - 1) / WB_TILE_ROWS;
-  for (int i = 0; i < tiles; ++i) {
-    const int begin = count * i / tiles, height = count * (i + 1) / tiles - begin, at = begin * wide;
+  each_tile(count, [&](int begin, int height) {
+    const int at = begin * wide;
     T *g = first ? fresh : out + at;
     tile_of<T, NV, true>(height, rows, a + begin, lda, b, ldb, g, wide, first);
     update(t, height * wide, w + at, g, first_moment ? first_moment + at : nullptr,
            second_moment ? second_moment + at : nullptr);
-  }
+  });
 }
 template <class T>
 void multiply_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,

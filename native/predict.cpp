@@ -24,6 +24,10 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
         v.mean[c] = static_cast<T>(layer.running_mean[c]);
         v.scale[c] = static_cast<T>(layer.gamma.value[c] / std::sqrt(layer.running_var[c] + config_.eps));
       }
+      prepare_between(worker, l);
+      v.between.threshold = 0; // no dropout
+      v.between.row_mean = work.row_mean.get();
+      v.between.row_rstd = work.row_rstd.get();
     }
     for (std::int64_t b = blocks * worker / config_.threads; b < blocks * (worker + 1) / config_.threads; ++b) {
       poll(worker);
@@ -43,11 +47,7 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
                             work.dz.get() + p * panel_width(), lddz_);
         if (l == hidden())
           break;
-        prepare_between(worker, l);
-        Between<T> between = work.layers[l].between;
-        between.threshold = 0; // no dropout
-        between.row_mean = work.row_mean.get();
-        between.row_rstd = work.row_rstd.get();
+        const Between<T> &between = work.layers[l].between;
         if (row_norm())
           kernels_.row_statistics(between, {0, count}, work.dz.get(), lddz_);
         kernels_.normalise(between, {0, count}, work.dz.get(), lddz_, 0, layer.padded, work.h.get(), ldh_);

@@ -97,8 +97,8 @@ template <class T, int H = width<T> / 2> inline T sum_lanes(Vec<T> v) {
   return v[0];
 }
 
-// One stage of a transposition: exchanges the squares of side H off the diagonal.
-template <class T, int H, int... I> inline void exchange(Vec<T> &a, Vec<T> &b, std::integer_sequence<int, I...>) {
+// One stage of a transposition: swaps the squares of side H off the diagonal.
+template <class T, int H, int... I> inline void swap_squares(Vec<T> &a, Vec<T> &b, std::integer_sequence<int, I...>) {
   constexpr int W = width<T>;
   const Vec<T> low = __builtin_shufflevector(a, b, ((I & H) ? W + I - H : I)...);
   b = __builtin_shufflevector(a, b, ((I & H) ? W + I : I + H)...);
@@ -109,16 +109,9 @@ template <class T, int H = width<T> / 2> inline void transpose_square(Vec<T> (&r
 #pragma GCC unroll 16
   for (int i = 0; i < width<T>; ++i)
     if ((i & H) == 0)
-      exchange<T, H>(rows[i], rows[i + H], std::make_integer_sequence<int, width<T>>{});
+      swap_squares<T, H>(rows[i], rows[i + H], std::make_integer_sequence<int, width<T>>{});
   if constexpr (H > 1)
     transpose_square<T, H / 2>(rows);
-}
-
-template <class T> inline T max_lanes(Vec<T> v) {
-  T most = v[0];
-  for (int i = 1; i < width<T>; ++i)
-    most = v[i] > most || v[i] != v[i] ? v[i] : most; // a nan wins, so that it is seen
-  return most;
 }
 
 } // namespace wholebatch::WB_SET

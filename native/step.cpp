@@ -261,8 +261,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   const Matrix dz = gradient_of_sums(step, layer, block, all);
   const Rows rows = rows_of(step.blocks, block);
   if (grouped) {
-    const Matrix h = has_inputs ? place_of_inputs(step, layer, rows_of(step.blocks, block))
-                                : inputs(step, layer, block, 0, state.depth, true);
+    const Matrix h = has_inputs ? place_of_inputs(step, layer, rows) : inputs(step, layer, block, 0, state.depth, true);
     add_to_part(step, layer, block, h, dz, all);
   }
   if (layer == 0)

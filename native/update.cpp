@@ -21,13 +21,12 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
       });
     finish_gradient(step, layer, tile);
   };
-  const Tile own = tile(step.worker, state);
   if (config_.by_neuron) {
-    add(own);
+    add(tile(step.worker, state));
   } else {
-    const std::int64_t stretch = stretch_of(state, own.panels.end);
+    const std::int64_t stretch = stretch_of(state);
     const auto add_stretch = [&](std::int64_t unit) {
-      add({{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, own.panels});
+      add({{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, {0, panels_of(state.padded)}});
     };
     if (is_claimed(Phase::gradient, layer))
       for (std::int64_t unit; (unit = claims_.next(set_of(Phase::gradient, layer), step.worker)) >= 0;)
@@ -72,9 +71,7 @@ template <class T>
 void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
                              Range panels) {
   const LayerState<T> &state = layers_[layer];
-  std::int64_t group = 0;
-  while (step.blocks.group_begin(group + 1, step.groups) <= block)
-    ++group;
+  const std::int64_t group = step.blocks.group_of(block, step.groups);
   const bool first = step.blocks.group_begin(group, step.groups) == block;
   T *part = parts_[layer % 2].get() + group * part_size_;
   for (std::int64_t p = panels.begin; p < panels.end; ++p)

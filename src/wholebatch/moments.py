@@ -61,6 +61,10 @@ class Moments:
             raise ValueError(f"the {kind}, these moments count {self.count}")
         return self.m2 / divisor
 
+    def rstd(self, eps: float) -> Tensor:
+        """``1 / sqrt(variance + eps)``; of no elements at all, as if the variance were 0."""
+        return torch.rsqrt(self.m2 / max(self.count, 1) + eps)
+
 
 def finish(moments: Moments, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``(scale, offset)`` such that batch norm is ``scale * z + offset``: ``scale = gamma / sqrt(var + eps)``."""

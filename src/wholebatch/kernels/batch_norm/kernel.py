@@ -38,7 +38,7 @@ class Affine:
 
 
 class Kernel(Protocol):
-    """The arithmetic of batch norm on one part. Sums and moments are over all but dimension 1, without what is masked."""
+    """The arithmetic of batch norm on one part. Sums and moments run over all but dimension 1, masked left out."""
 
     def moments(self, z: Tensor, mask: Tensor | None) -> Moments:
         """Count, mean and M2 of every channel."""

@@ -111,7 +111,7 @@ def _limits_line(limits: Limits) -> str:
 
 def _choose_threads(shape: Shape, most: int) -> int:
     """The number of threads that the engine chooses by itself on a machine of ``most`` cores."""
-    from wholebatch.feedforward.native import choose_threads
+    from wholebatch.feedforward.threads import choose_threads
     from wholebatch.feedforward.settings import Architecture
 
     architecture = Architecture(shape.sizes[0], shape.sizes[1:-1], shape.sizes[-1])

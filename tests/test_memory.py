@@ -49,7 +49,7 @@ def needed_by_net(engine: str) -> int:
     architecture = Architecture(50, (600,), 3, norm="none")
     if engine == "reference":
         return reference_need(architecture, Optimizer(), 2000, torch.float32).total
-    from wholebatch.feedforward.native import choose_threads
+    from wholebatch.feedforward.threads import choose_threads
 
     threads = choose_threads(architecture, 2000)
     return native_need(architecture, Optimizer(), 2000, torch.float32, threads).total

@@ -11,9 +11,10 @@ from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.footprint import describe, native_need, reference_need
 from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.module import FeedForward
-from wholebatch.feedforward.native import NativeEngine, choose_split, choose_threads
+from wholebatch.feedforward.native import NativeEngine
 from wholebatch.feedforward.reference import ReferenceEngine
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
+from wholebatch.feedforward.threads import choose_split, choose_threads
 
 
 def make_engine(

@@ -13,9 +13,9 @@ import torch
 from wholebatch import kernels
 from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.settings import Architecture, Optimizer
+from wholebatch.feedforward.threads import BLOCK_ROWS, choose_split
 
 LINE = 64  # bytes of a cache line
-BLOCK_ROWS = 128  # of a worker's block: Blocks::most in native/moments.h
 KEPT_BYTES = 1 << 20  # inputs of a layer that are kept and not made again: kept_bytes in native/network.cpp
 GROUPED_WEIGHTS = 1 << 17  # of a matrix whose gradient is summed in groups of blocks: summed_in_groups in network.h
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
@@ -45,7 +45,9 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
     forms = 2 + len(optimizer.state_names)  # value, gradient and what the optimizer keeps
     blocks, last = -(-rows // BLOCK_ROWS), len(a.sizes) - 2
     net = batch = widest = h = dz = part = grouped = 0
-    copies = threads if rows < threads * BLOCK_ROWS else 1  # of kept inputs: by neuron each worker has its own
+    copies = (
+        threads if choose_split(rows, threads) == "neuron" else 1
+    )  # of kept inputs: by neuron each worker has its own
     for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
         hidden = layer < last
         depth, padded = fan_in + (a.hidden_bias or not hidden), _whole(fan_out, width)

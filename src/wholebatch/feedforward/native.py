@@ -7,10 +7,8 @@ The net's parameters stay ordinary torch tensors. At the start of an epoch they 
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,34 +20,12 @@ from wholebatch.feedforward.data import NUMPY_DTYPES, Data
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, make_state
 from wholebatch.feedforward.module import FeedForward, Layer
 from wholebatch.feedforward.reference import ReferenceEngine
-from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.threads import choose_split, choose_threads, usable_cores
 from wholebatch.kernels import native_module
 
-# A thread has to have this many multiply-adds of a step to itself before it is worth meeting: a meeting costs about a
-# microsecond, and 64 x 20-20-20-20-10 (0.3 M) is slower on two threads than on one, 64 x 784-100-100-100-10 (19 M)
-# faster.
-WORK_PER_THREAD = 2_000_000
-# Below so many rows for each thread there are too few blocks to share; the columns of the weights are shared instead.
-BLOCK_ROWS = 128
 # The share of an epoch that a thread is parked or put aside which tells of busy cores; on free ones it is about 0.
 WAIT_SHARE = 0.25
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_threads(architecture: Architecture, rows: int) -> int:
-    """Threads for mini-batches of ``rows``: as many as there are cores, but none with too little to do."""
-    sizes = architecture.sizes
-    work = 3 * rows * sum(a * b for a, b in pairwise(sizes))
-    return max(1, min(usable_cores(), work // WORK_PER_THREAD))
-
-
-def choose_split(rows: int, threads: int) -> Split:
-    """By example where every thread gets at least one block of rows, else by neuron."""
-    return "example" if rows >= threads * BLOCK_ROWS else "neuron"
 
 
 class NativeEngine:

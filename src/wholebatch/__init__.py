@@ -7,16 +7,58 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wholebatch import functional
     from wholebatch.feedforward import Architecture, FeedForward, Loss, Optimizer, Training
+    from wholebatch.layers import (
+        BatchNorm,
+        BatchNorm1d,
+        BatchNorm2d,
+        BatchNorm3d,
+        LazyBatchNorm1d,
+        LazyBatchNorm2d,
+        LazyBatchNorm3d,
+    )
 
 __version__ = version("wholebatch")
-__all__ = ["Architecture", "FeedForward", "Loss", "Optimizer", "Training", "__version__"]
+__all__ = [
+    "Architecture",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "FeedForward",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Loss",
+    "Optimizer",
+    "Training",
+    "__version__",
+    "functional",
+]
+
+# Where each name lives; a module is imported, and torch with it, only when a name of it is asked for.
+_ROOMS = {
+    "wholebatch.feedforward": ("Architecture", "FeedForward", "Loss", "Optimizer", "Training"),
+    "wholebatch.layers": (
+        "BatchNorm",
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm3d",
+        "LazyBatchNorm1d",
+        "LazyBatchNorm2d",
+        "LazyBatchNorm3d",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the net, and with it torch, only when it is asked for: `wholebatch --help` answers at once."""
-    if name in __all__:
-        return getattr(import_module("wholebatch.feedforward"), name)
+    """Import a name's module when it is asked for: `wholebatch --help` answers at once."""
+    if name == "functional":
+        return import_module("wholebatch.functional")
+    for module, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

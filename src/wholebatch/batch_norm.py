@@ -136,7 +136,7 @@ class _SharedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _SharedSum.apply(g, ctx.sharing, ctx.layer), None, None
+        return _SharedSum.apply(g, ctx.sharing, ctx.layer), None, None  # type: ignore[no-untyped-call]
 
 
 def _backward_differentiable(
@@ -146,7 +146,7 @@ def _backward_differentiable(
     twin = Reference()
 
     def shared(vectors: Tensor) -> Tensor:
-        return vectors if call.sharing is None else _SharedSum.apply(vectors, call.sharing, call.layer)
+        return vectors if call.sharing is None else _SharedSum.apply(vectors, call.sharing, call.layer)  # type: ignore[no-untyped-call]
 
     if call.constant is None:
         mean, rstd = _statistics_differentiable(z, affine.mask, count, call.eps, shared)

@@ -1,21 +1,16 @@
-"""``batch_norm`` with the signature of ``torch.nn.functional.batch_norm``, and what it lacks as keywords."""
+"""``batch_norm`` with the signature of ``torch.nn.functional.batch_norm``, and what that lacks as keywords."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call
 from wholebatch.kernels.batch_norm import accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
-
-if TYPE_CHECKING:
-    from wholebatch.sharing import Sharing
-
-Activation = str | Callable[[Tensor], Tensor] | None
+from wholebatch.sharing import ProcessGroupLike, sharing_of
 
 
 def batch_norm(
@@ -25,35 +20,151 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     *,
+    process_group: ProcessGroupLike = None,
+    mask: Tensor | None = None,
     activation: Activation = None,
     residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    sharing: Sharing | None = None,
     layer: str = "batch_norm",
 ) -> Tensor:
-    """DRAFT."""
-    if input.dim() < 2:
-        raise ValueError(f"batch_norm takes (N, C, *), at least 2 dimensions; the input has {input.dim()}")
-    acc = accumulation_dtype(input.dtype)
-    weight = weight if weight is None else weight.to(acc)
-    bias = bias if bias is None else bias.to(acc)
-    slope = 0.0 if activation == "relu" else 1.0
-    call = Call(choose_kernel(input, mask), eps, slope, sharing, layer)
+    """Batch normalization over the whole mini-batch, however it is split.
+
+    ::
+
+        y = activation(weight * (z - mean) / sqrt(var + eps) + bias + residual)
+
+    with the mean and the biased variance of each channel over the whole mini-batch: over every dimension but the
+    second, over every worker that shares it, without what is masked. Running statistics move as in PyTorch, by the
+    unbiased variance: ``running = (1 - momentum) * running + momentum * new``; of no elements at all they stay.
+
+    Differentiable twice, across workers too. float16 and bfloat16 inputs are accumulated in float32.
+
+    Args:
+        input: ``(N, C, *)``, any floating dtype and memory format; N and the other dimensions may be 0.
+        running_mean, running_var: ``(C,)`` or None; changed in place where ``training``.
+        weight, bias: ``(C,)`` or None, which count as 1 and 0.
+        training: normalise by the mini-batch's own statistics; otherwise by the running ones.
+        momentum: of the running statistics; a float, or a tensor of no dimension.
+        eps: added to the variance.
+        process_group: who shares the mini-batch: None for this process alone, ``"world"``, a group of
+            torch.distributed, or a :class:`wholebatch.sharing.Sharing`.
+        mask: bool, True where an element counts, of ``input``'s dimensions with a channel dimension of 1, or without
+            it: ``(N,)`` examples, ``(N, *)`` positions. Outputs and gradients are 0 where it is False.
+        activation: a name, function or module, see :func:`wholebatch.activations.resolve_activation`. Same numbers as
+            the activation called afterwards; ReLU and leaky ReLU are fused.
+        residual: of ``input``'s shape and dtype, added before the activation; same numbers as added afterwards.
+        layer: its name in errors.
+
+    Raises:
+        ValueError: shapes that do not fit, one value per channel in training, no running statistics in evaluation.
+        TypeError: an input that is not floating, a mask that is not bool.
+    """
+    slope, function = resolve_activation(activation)
+    if not training and (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
+        return _evaluate(input, running_mean, running_var, weight, bias, eps, mask, slope, function, residual)
+    mask = _check(input, weight, bias, running_mean, running_var, mask, residual)
+    dtype = accumulation_dtype(input.dtype)
+    if weight is not None and weight.dtype != dtype:
+        weight = weight.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
+    call = Call(choose_kernel(input, mask), eps, slope, sharing_of(process_group), layer)
     if not training:
         if running_mean is None or running_var is None:
-            raise ValueError("evaluation needs running_mean and running_var; they are None: pass training=True")
-        call.constant = running_mean.to(acc), torch.rsqrt(running_var.to(acc) + eps)
-    y: Tensor = BatchNormFunction.apply(input, weight, bias, residual, mask, call)
-    if training and call.moments is not None:
-        _update(running_mean, running_var, call.moments, momentum)
-    return y
+            raise ValueError(
+                "evaluation (training=False) normalises by running_mean and running_var, and one of them is None: "
+                "pass both, or training=True"
+            )
+        call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
+    y: Tensor = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
+    if call.moments is not None and call.moments.count > 0:
+        if call.moments.count == 1:
+            raise ValueError(
+                "training needs more than 1 value per channel, and the whole mini-batch has 1 "
+                f"(input {tuple(input.shape)}): it has no variance; use a larger mini-batch, or model.eval()"
+            )
+        _move(running_mean, running_var, call.moments, momentum)
+    if function is None:
+        return y
+    y = function(y)
+    return y if mask is None else y.where(mask, y.new_zeros(()))
 
 
-def _update(running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float) -> None:
-    if running_mean is not None:
-        running_mean.lerp_(moments.mean.to(running_mean.dtype), momentum)
-    if running_var is not None:
-        running_var.lerp_(moments.variance(unbiased=True).to(running_var.dtype), momentum)
+def _check(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mask: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor | None:
+    """Raise for what does not fit together; returns the mask with a channel dimension."""
+    shape = input.shape
+    if len(shape) < 2:
+        raise ValueError(f"the input has {len(shape)} dimensions; batch_norm takes (N, C, *), at least 2")
+    if not input.is_floating_point():
+        raise TypeError(f"the input is {input.dtype}; batch_norm takes floating dtypes: convert it, say input.float()")
+    channels = shape[1]
+    for vector in (weight, bias, running_mean, running_var):
+        if vector is not None and vector.shape != (channels,):
+            named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+            name = next(name for name, tensor in named.items() if tensor is vector)
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)}, and the input {tuple(shape)} has {channels} channels in "
+                f"dimension 1: it must be ({channels},)"
+            )
+    if residual is not None and (residual.shape != shape or residual.dtype != input.dtype):
+        raise ValueError(
+            f"the residual is {tuple(residual.shape)} {residual.dtype}; it must be as the input, {tuple(shape)} "
+            f"{input.dtype}"
+        )
+    return None if mask is None else _with_channels(mask, input)
+
+
+def _with_channels(mask: Tensor, input: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask is {mask.dtype}; it must be bool, True where an element counts")
+    shape = input.shape
+    if mask.shape == shape[:1]:
+        return mask.view(-1, *[1] * (len(shape) - 1))
+    if mask.shape == (shape[0], *shape[2:]):
+        return mask.unsqueeze(1)
+    if mask.shape == (shape[0], 1, *shape[2:]) or mask.shape == (shape[0], *[1] * (len(shape) - 1)):
+        return mask
+    raise ValueError(
+        f"the mask has shape {tuple(mask.shape)}; for an input {tuple(shape)} it must be {tuple(shape[:1])} "
+        f"(examples), {(shape[0], *shape[2:])} or {(shape[0], 1, *shape[2:])} (positions)"
+    )
+
+
+def _move(running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float | Tensor) -> None:
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.lerp_(moments.mean.to(running_mean.dtype), momentum)
+        if running_var is not None:
+            running_var.lerp_(moments.variance(unbiased=True).to(running_var.dtype), momentum)
+
+
+def _evaluate(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    mask: Tensor | None,
+    slope: float,
+    function: Activation,
+    residual: Tensor | None,
+) -> Tensor:
+    """Evaluation in torch's own operations: what compilers fuse, and exporters have a name for."""
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    if residual is not None:
+        y = y + residual
+    y = y if slope == 1 else F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
+    if callable(function):
+        y = function(y)
+    return y if mask is None else y.where(_with_channels(mask, input), y.new_zeros(()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class Meeting(NamedTuple):
     phase: str
 
 
+@runtime_checkable
 class Sharing(Protocol):
     """Workers that hold parts of one mini-batch. Every worker of it calls the same methods in the same order.
 

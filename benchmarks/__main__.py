@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from wholebatch.commands.edge import INTERRUPTED, explain
+from wholebatch.commands.edge import CONTEXT_SETTINGS, INTERRUPTED, Subcommands, explain
 
-# A subcommand NAME is the function `NAME` in the module benchmarks.NAME.
 SUBCOMMANDS = {
     "step": "Time one training step, ours and the peers', interleaved.",
     "fit": "Time whole fits: seconds, score, memory, time to a target score.",
@@ -19,24 +17,7 @@ SUBCOMMANDS = {
 }
 
 
-class Subcommands(click.Group):
-    """A group whose commands are imported when they are run, or asked for their own help."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        command: click.Command = getattr(import_module(f"benchmarks.{cmd_name}"), cmd_name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(SUBCOMMANDS.items()))
-
-
-@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Subcommands, package="benchmarks", subcommands=SUBCOMMANDS, context_settings=CONTEXT_SETTINGS)
 def cli() -> None:
     """Measure wholebatch and its peers on this machine."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 
 def usable() -> list[int]:
@@ -35,3 +37,16 @@ def environment(threads: int) -> dict[str, str]:
         found["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false").strip()
     # torch.compile: no pool of compilers, which would stay behind a worker that is killed.
     return found | {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+
+
+def begin_worker(places: Iterable[int]) -> TextIO:
+    """Stand on these cores, and on no other; returns the file for answers to the parent, which standard output was.
+
+    To be called before anything is imported that makes threads. Whatever a library prints from then on goes to
+    standard error, so that it is not read as an answer.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, places)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers

@@ -10,27 +10,18 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.fit_runs import Fitter, rows_of, run_all
 from benchmarks.fit_systems import NORMS, PEERS, norms_of
 from benchmarks.fit_tables import RECIPES, FitTable, Recipe, make_table
-from benchmarks.options import Names, Threads, default_threads
+from benchmarks.options import Names, OutFile, Threads, default_threads
+from benchmarks.sheet import Sheet
 from wholebatch import files
 from wholebatch.commands.options import Sizes
 
 DTYPES = ("float32", "float64")
-COLUMNS = (
-    ("system", "left"),
-    ("norm", "left"),
-    ("threads", "right"),
-    ("seconds", "right"),
-    ("from-to", "right"),
-    ("against sklearn", "right"),
-    ("test score", "right"),
-    ("to sklearn's score", "right"),
-    ("peak MB (of table)", "right"),
-)
+TIMES = ("system", "norm", "threads", "seconds", "from-to", "against sklearn")
+COLUMNS = (*TIMES, "test score", "to sklearn's score", "peak MB (of table)")
 
 
 @click.command()
@@ -55,8 +46,8 @@ COLUMNS = (
 @click.option("--epochs", type=click.IntRange(1), help="In place of the table's own.")
 @click.option("--rows", type=click.IntRange(100), help="Use so many rows of each table only.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds, each with its own seed.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows to this file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables to this file.")
+@click.option("--json", "json_path", type=OutFile(), help="Write the rows to this file.")
+@click.option("--markdown", type=OutFile(), help="Write the tables to this file.")
 def fit(
     tables: tuple[str, ...],
     dtypes: tuple[str, ...],
@@ -88,7 +79,7 @@ def fit(
     fitters = [Fitter("wholebatch", norm, most) for norm in norms]
     fitters += [Fitter(peer, norm, count) for peer in peers for norm, count in product(norms_of(peer, norms), threads)]
     found: list[dict[str, Any]] = []
-    written: list[str] = []
+    sheets: list[Sheet] = []
     for name, dtype in product(tables, dtypes):
         table, recipe = make_table(name, dtype, rows), _recipe(name, hidden, batch_size, epochs)
         with tempfile.TemporaryDirectory() as folder:
@@ -96,15 +87,14 @@ def fit(
         if not any(outcomes.values()):
             raise click.ClickException(f"no system could fit the table {name}; the notes above say why")
         rows_found = rows_of(name, table, recipe, outcomes)
-        title = _title(name, table, recipe, repeats)
-        lines = _lines(rows_found)
-        console.print(_table(title, lines))
-        written.append(_markdown(title, lines))
+        sheet = Sheet(_title(name, table, recipe, repeats), COLUMNS, 2, _lines(rows_found))
+        console.print(sheet.to_rich())
+        sheets.append(sheet)
         found += rows_found
     if json_path is not None:
         files.write_json(json_path, found)
     if markdown is not None:
-        files.write(markdown, "\n".join(written).encode())
+        files.write(markdown, "\n".join(sheet.to_markdown() for sheet in sheets))
 
 
 def _recipe(name: str, hidden: tuple[int, ...] | None, batch: int | None, epochs: int | None) -> Recipe:
@@ -120,10 +110,10 @@ def _title(name: str, table: FitTable, recipe: Recipe, repeats: int) -> str:
     )
 
 
-def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Rows as text, in the order of the norm and then of the seconds."""
     peer = min((row["seconds"] for row in rows if row["system"] == "sklearn"), default=None)
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in sorted(rows, key=lambda row: (NORMS.index(row["norm"]), row["seconds"])):
         if row["target"] is None:
             target = "-"
@@ -133,7 +123,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             target = f"{row['target_seconds']:.3g} s (epoch {row['target_epoch']:g})"
         peak = row["peak_bytes"]
         lines.append(
-            [
+            (
                 row["system"],
                 row["norm"],
                 str(row["threads"]),
@@ -143,21 +133,6 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
                 f"{row['score']:.4f} ± {row['score_std']:.4f}",
                 target,
                 "-" if peak is None else f"{peak / 1e6:.1f} ({peak / row['table_bytes']:.2f})",
-            ]
+            )
         )
     return lines
-
-
-def _table(title: str, lines: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name, side in COLUMNS:
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def _markdown(title: str, lines: list[list[str]]) -> str:
-    """The same for docs/performance.md."""
-    head = [[name for name, _ in COLUMNS], ["---:" if side == "right" else "---" for _, side in COLUMNS]]
-    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in head + lines)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cores
+
 
 @dataclass(frozen=True)
 class Order:
@@ -114,10 +116,7 @@ def main() -> None:
     """Do what the order on standard input says, and answer on standard output."""
     order = Order(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, order.cores)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not be read as the answer
+    answers = cores.begin_worker(order.cores)
     answers.write(json.dumps(answer(order)) + "\n")
 
 

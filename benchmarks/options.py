@@ -5,56 +5,74 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from benchmarks import cores
 
+T = TypeVar("T")
 
-class Names(click.ParamType):
+
+class Listed(click.ParamType[tuple[T, ...]]):
+    """A comma-separated list, read by :meth:`read`, which raises ValueError with what is wrong with it."""
+
+    def read(self, parts: list[str]) -> tuple[T, ...]:
+        raise NotImplementedError
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[T, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return self.read([part.strip() for part in str(value).split(",")])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Names(Listed[str]):
     """``A,B``: some of the known names, in the known order; ``none`` for none of them where ``may_be_none``."""
 
     def __init__(self, what: str, known: Sequence[str], *, may_be_none: bool = False) -> None:
         self.name, self.what, self.known, self.may_be_none = what, what, known, may_be_none
 
-    def convert(
-        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = [name.strip() for name in value.split(",")]
-        if self.may_be_none and names == ["none"]:
+    def read(self, parts: list[str]) -> tuple[str, ...]:
+        if self.may_be_none and parts == ["none"]:
             return ()
-        for name in names:
-            if name not in self.known:
+        for part in parts:
+            if part not in self.known:
                 more = ", or none alone" if self.may_be_none else ""
-                self.fail(f"unknown {self.what} {name!r}; known are {', '.join(self.known)}{more}", param, ctx)
-        return tuple(name for name in self.known if name in names)
+                raise ValueError(f"unknown {self.what} {part!r}; known are {', '.join(self.known)}{more}")
+        return tuple(name for name in self.known if name in parts)
 
 
-class Threads(click.ParamType):
+class Threads(Listed[int]):
     """``1,2``: numbers of threads, none above the cores that can be used."""
 
     name = "threads"
 
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        counts: set[int] = set()
-        for text in value.split(","):
-            if not text.strip().isdecimal() or int(text) < 1:
-                self.fail(
-                    f"{text.strip()!r} is no number of threads; give whole numbers of at least 1, say 1,2", param, ctx
-                )
-            counts.add(int(text))
-        most = len(cores.usable())
+    def read(self, parts: list[str]) -> tuple[int, ...]:
+        for part in parts:
+            if not part.isdecimal() or int(part) < 1:
+                raise ValueError(f"{part!r} is no number of threads; give whole numbers of at least 1, say 1,2")
+        counts, most = {int(part) for part in parts}, len(cores.usable())
         if max(counts) > most:
-            self.fail(
-                f"{max(counts)} threads were asked for, and {most} cores can be used here; ask for fewer", param, ctx
-            )
+            raise ValueError(f"{max(counts)} threads were asked for, and {most} cores can be used here; ask for fewer")
         return tuple(sorted(counts))
+
+
+class Cores(Listed[int]):
+    """``0,2``: cores by number, each once, all of them usable."""
+
+    name = "cores"
+
+    def read(self, parts: list[str]) -> tuple[int, ...]:
+        known, found = cores.usable(), list[int]()
+        for part in parts:
+            if not part.isdecimal() or int(part) not in known or int(part) in found:
+                usable = ", ".join(map(str, known))
+                raise ValueError(f"{part!r} cannot be used; give each core once, out of {usable}")
+            found.append(int(part))
+        return tuple(found)
 
 
 class OutFile(click.Path):
@@ -68,26 +86,6 @@ class OutFile(click.Path):
         if not path.parent.is_dir():
             self.fail(f"the folder of {str(path)!r} is not there; make it first", param, ctx)
         return path
-
-
-class Cores(click.ParamType):
-    """``0,2``: cores by number, each once, all of them usable."""
-
-    name = "cores"
-
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        known = cores.usable()
-        found: list[int] = []
-        for text in value.split(","):
-            if not text.strip().isdecimal() or int(text) not in known or int(text) in found:
-                usable = ", ".join(map(str, known))
-                self.fail(f"{text.strip()!r} cannot be used; give each core once, out of {usable}", param, ctx)
-            found.append(int(text))
-        return tuple(found)
 
 
 def choose_places(threads: Sequence[int], given: Sequence[int] | None) -> tuple[int, ...]:

@@ -111,8 +111,8 @@ def _limits_line(limits: Limits) -> str:
 
 def _choose_threads(shape: Shape, most: int) -> int:
     """The number of threads that the engine chooses by itself on a machine of ``most`` cores."""
-    from wholebatch.feedforward.threads import choose_threads
     from wholebatch.feedforward.settings import Architecture
+    from wholebatch.feedforward.threads import choose_threads
 
     architecture = Architecture(shape.sizes[0], shape.sizes[1:-1], shape.sizes[-1])
     return min(most, choose_threads(architecture, shape.batch))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from benchmarks import cores
 from benchmarks.problem import Problem
 from benchmarks.systems import SYSTEMS, LeftOut, Trainer
 
@@ -80,11 +81,8 @@ class Desk:
 
 def main() -> None:
     """Answer until the input ends."""
-    system, cores = sys.argv[1:]
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not be read as an answer
+    system, places = sys.argv[1:]
+    answers = cores.begin_worker(map(int, places.split(",")))
     desk = Desk(system)
     for line in sys.stdin:
         answers.write(json.dumps(desk.answer(json.loads(line))) + "\n")

@@ -146,6 +146,7 @@ def test_a_run_writes_rows_and_tables(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--tables", "larg"], ("unknown table 'larg'", "digits, large")),
         (["--peers", "keras"], ("unknown peer 'keras'", "sklearn, torch, compile")),
         (["--epochs", "0"], ("0", ">=1")),
+        (["--markdown", "/no/such/folder/fit.md"], ("'/no/such/folder/fit.md'", "make it first")),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]):

@@ -10,14 +10,15 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 # Named here so that `wholebatch --help` need not import them: torch alone takes a second.
 SUBCOMMANDS = {
@@ -28,23 +29,32 @@ SUBCOMMANDS = {
 
 
 class Subcommands(click.Group):
-    """A group whose commands are imported when they are run, or asked for their own help."""
+    """A group whose commands are imported when they are run, or asked for their own help.
+
+    Args:
+        package: of the modules; the subcommand NAME is the function ``NAME`` in the module ``package.NAME``.
+        subcommands: what each does, by name.
+    """
+
+    def __init__(self, *, package: str, subcommands: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.package, self.subcommands = package, subcommands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
+        return list(self.subcommands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in SUBCOMMANDS:
+        if cmd_name not in self.subcommands:
             return None
-        command: click.Command = getattr(import_module(f"wholebatch.commands.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(import_module(f"{self.package}.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(SUBCOMMANDS.items()))
+            formatter.write_dl(list(self.subcommands.items()))
 
 
-@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Subcommands, package="wholebatch.commands", subcommands=SUBCOMMANDS, context_settings=CONTEXT_SETTINGS)
 @click.version_option(version("wholebatch"), prog_name="wholebatch")
 def cli() -> None:
     """Batch-normalised feed-forward nets on your own table: the mini-batch split over threads and yet whole."""

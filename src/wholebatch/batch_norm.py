@@ -67,7 +67,7 @@ class BatchNormFunction(torch.autograd.Function):
         call: Call,
     ) -> Tensor:
         affine = Affine(weight, bias, residual, call.slope, mask)
-        y, mean, rstd = _forward(z, affine, call)
+        y, mean, rstd = normalise(z, affine, call)
         # The residual is needed only to find again on which side of 0 the activation was.
         ctx.save_for_backward(z, weight, bias, residual if call.slope != 1 else None, mask, mean, rstd)
         ctx.call, ctx.has_residual = call, residual is not None
@@ -82,7 +82,7 @@ class BatchNormFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             dz, dt, sums = _backward_differentiable(g, z, affine, call, ctx.count, mean, rstd)
         else:
-            dz, dt, sums = _backward(g, z, affine, call, ctx.count, mean, rstd)
+            dz, dt, sums = find_gradients(g, z, affine, call, ctx.count, mean, rstd)
         needs = ctx.needs_input_grad
         dresidual = (g if dt is None else dt) if ctx.has_residual and needs[3] else None
         if dresidual is g and mask is not None:
@@ -97,7 +97,8 @@ class BatchNormFunction(torch.autograd.Function):
         )
 
 
-def _forward(z: Tensor, affine: Affine, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def normalise(z: Tensor, affine: Affine, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """``(y, mean, rstd)``; the whole mini-batch's moments are left in ``call``."""
     kernel = call.kernel
     if call.constant is not None:
         mean, rstd = call.constant
@@ -112,9 +113,10 @@ def _forward(z: Tensor, affine: Affine, call: Call) -> tuple[Tensor, Tensor, Ten
     return kernel.apply(z, call.moments.mean, rstd, affine), call.moments.mean, rstd
 
 
-def _backward(
+def find_gradients(
     g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
+    """``(dz, dt, sums)``: ``dt`` is None without a residual, ``sums`` are this worker's own."""
     kernel = call.kernel
     if call.constant is None and call.sharing is None:
         return kernel.backward(g, z, mean, rstd, affine, count)

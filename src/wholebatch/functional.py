@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from wholebatch.batch_norm import BatchNormFunction, Call
 from wholebatch.kernels.batch_norm import accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
 from wholebatch.sharing import ProcessGroupLike, sharing_of
+from wholebatch.traced import batch_norm_traced
 
 
 def batch_norm(
@@ -70,6 +73,22 @@ def batch_norm(
         weight = weight.to(dtype)
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
+    if training and torch.compiler.is_compiling():
+        y = batch_norm_traced(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            momentum,
+            eps,
+            process_group,
+            mask,
+            slope,
+            residual,
+            layer,
+        )
+        return _finish(y, function, mask)
     call = Call(choose_kernel(input, mask), eps, slope, sharing_of(process_group), layer)
     if not training:
         if running_mean is None or running_var is None:
@@ -78,14 +97,15 @@ def batch_norm(
                 "pass both, or training=True"
             )
         call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
-    y: Tensor = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
+    y = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
     if call.moments is not None and call.moments.count > 0:
-        if call.moments.count == 1:
-            raise ValueError(
-                "training needs more than 1 value per channel, and the whole mini-batch has 1 "
-                f"(input {tuple(input.shape)}): it has no variance; use a larger mini-batch, or model.eval()"
-            )
+        call.moments.check(input.shape)
         _move(running_mean, running_var, call.moments, momentum)
+    return _finish(y, function, mask)
+
+
+def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor | None) -> Tensor:
+    """The activation that is not fused: torch's own, and 0 again where an element does not count."""
     if function is None:
         return y
     y = function(y)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from wholebatch.activations import Activation, resolve_activation
@@ -70,6 +71,10 @@ class WholeBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``activation(batch_norm(input) + residual)``, see :func:`wholebatch.functional.batch_norm`."""
+        if isinstance(input, Proxy):  # torch.fx keeps torch.nn's layers whole; ours stay whole too
+            extra = (input,) if residual is None and mask is None else (input, residual, mask)
+            path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+            return input.tracer.create_proxy("call_module", path, extra, {})
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         tracking = self.training and self.track_running_stats
         # As in PyTorch: without running statistics the mini-batch's own serve in evaluation too.

@@ -14,6 +14,7 @@ Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,18 @@ class Moments:
             kind = "unbiased variance needs at least 2 elements" if unbiased else "variance needs at least 1 element"
             raise ValueError(f"the {kind}, these moments count {self.count}")
         return self.m2 / divisor
+
+    def check(self, shape: Iterable[int]) -> None:
+        """Raise where training cannot go on: 1 element has a variance of 0 and no unbiased one.
+
+        Raises:
+            ValueError: the whole mini-batch has 1 value per channel; ``shape`` is that of this worker's input.
+        """
+        if self.count == 1:
+            raise ValueError(
+                "training needs more than 1 value per channel, and the whole mini-batch has 1 "
+                f"(input {tuple(shape)}): it has no variance; use a larger mini-batch, or model.eval()"
+            )
 
     def rstd(self, eps: float) -> Tensor:
         """``1 / sqrt(variance + eps)``; of no elements at all, as if the variance were 0."""

@@ -1,0 +1,165 @@
+"""`wholebatch.functional.batch_norm` against torch's and against float64 autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wholebatch.functional import batch_norm
+
+SHAPES = [(5, 3), (1, 3, 7), (4, 3, 5), (2, 3, 4, 6), (2, 3, 2, 2, 3), (9, 1), (2, 3, 1, 1)]
+# The derivative of ReLU jumps at 0; gradcheck's steps of 1e-6 must not cross it. Seeds where they do not are fixed below.
+
+
+def draw(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64, grad: bool = True) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_(grad)
+
+
+def parameters(channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return draw((channels,), 1, dtype), draw((channels,), 2, dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_torchs_batch_norm_forward_backward_and_in_its_running_statistics(
+    shape: tuple[int, ...], training: bool
+) -> None:
+    z, (weight, bias) = draw(shape), parameters(shape[1])
+    g = draw(shape, 3, grad=False)
+    found, running = [], []
+    for function in (F.batch_norm, batch_norm):
+        stats = [torch.full((shape[1],), 0.3, dtype=torch.float64), torch.full((shape[1],), 1.7, dtype=torch.float64)]
+        y = function(z, *stats, weight, bias, training, 0.2, 1e-3)
+        found.append([y, *torch.autograd.grad(y, (z, weight, bias), g)])
+        running.append(stats)
+    # Each value is a few dozen float64 operations on numbers of size one away from torch's.
+    for ours, theirs in zip(found[1] + running[1], found[0] + running[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "gelu"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(6, 3), (3, 2, 4)], ids=str)
+def test_gradcheck_and_gradgradcheck(shape: tuple[int, ...], masked: bool, activation: str | None) -> None:
+    z, residual, (weight, bias) = draw(shape), draw(shape, 4), parameters(shape[1])
+    mask = (draw((shape[0], *shape[2:]), 5) > -0.6).detach() if masked else None
+
+    def call(*inputs: Tensor) -> Tensor:
+        return batch_norm(
+            inputs[0], None, None, *inputs[2:], True, residual=inputs[1], mask=mask, activation=activation
+        )
+
+    assert torch.autograd.gradcheck(call, (z, residual, weight, bias))
+    assert torch.autograd.gradgradcheck(call, (z, residual, weight, bias))
+
+
+def test_evaluation_can_be_differentiated_twice() -> None:
+    z, (weight, bias) = draw((4, 3, 2)), parameters(3)
+    mean, var = draw((3,), 6, grad=False), draw((3,), 7, grad=False).abs()
+
+    def call(*inputs: Tensor) -> Tensor:
+        return batch_norm(inputs[0], mean, var, *inputs[1:], False, activation="leaky_relu")
+
+    assert torch.autograd.gradcheck(call, (z, weight, bias))
+    assert torch.autograd.gradgradcheck(call, (z, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "leaky_relu", "gelu", "tanh", nn.ReLU(), nn.LeakyReLU(0.2), F.relu, nn.PReLU(init=0.1), F.silu],
+)
+def test_a_fused_activation_and_residual_change_no_number(dtype: torch.dtype, activation: Any) -> None:
+    z, residual = (draw((6, 5, 4), seed).detach().to(dtype).requires_grad_() for seed in (0, 4))
+    weight, bias = (p.detach().float().requires_grad_() for p in parameters(5))
+    function = getattr(F, activation) if isinstance(activation, str) else activation
+    if isinstance(activation, nn.PReLU):
+        activation.to(dtype)
+    fused = batch_norm(z, None, None, weight, bias, True, activation=activation, residual=residual)
+    apart = function(batch_norm(z, None, None, weight, bias, True) + residual)
+    assert torch.equal(fused, apart)
+    g = draw((6, 5, 4), 9, grad=False).to(dtype)
+    for one, other in zip(
+        torch.autograd.grad(fused, (z, residual, weight, bias), g),
+        torch.autograd.grad(apart, (z, residual, weight, bias), g),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5), (3, 2, 4, 4)], ids=str)
+@pytest.mark.parametrize("per", ["example", "position", "position with a channel dimension"])
+def test_what_is_masked_counts_for_nothing_and_is_zero(shape: tuple[int, ...], per: str) -> None:
+    z, g, (weight, bias) = draw(shape), draw(shape, 3, grad=False), parameters(shape[1])
+    kept = draw(shape[:1] if per == "example" else (shape[0], *shape[2:]), 5, grad=False) > -0.3
+    wide = kept.view(-1, 1, *[1] * (len(shape) - 2)) if per == "example" else kept.unsqueeze(1)
+    full = wide.expand(shape)
+    assert 1 < int(kept.sum()) < kept.numel()
+    poisoned = z.detach().where(full, torch.tensor(float("nan"), dtype=z.dtype)).requires_grad_()
+    stats = [torch.zeros(shape[1], dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)]
+    mask = wide if per.endswith("dimension") else kept
+    y = batch_norm(poisoned, *stats, weight, bias, True, mask=mask)
+    y.backward(g)
+
+    # The oracle: torch's batch norm of what counts alone, as rows of channels.
+    rows = z.detach().movedim(1, -1)[full.movedim(1, -1)[..., 0]].requires_grad_()
+    expected = [torch.zeros(shape[1], dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)]
+    alone = F.batch_norm(rows, *expected, weight, bias, True)
+    alone.backward(g.movedim(1, -1)[full.movedim(1, -1)[..., 0]])
+    assert poisoned.grad is not None
+    for ours, theirs in ((y, alone), (poisoned.grad, rows.grad)):
+        torch.testing.assert_close(ours.movedim(1, -1)[full.movedim(1, -1)[..., 0]], theirs, rtol=1e-11, atol=1e-12)
+        assert torch.equal(ours[~full], torch.zeros_like(ours[~full]))
+    for ours, theirs in zip(stats, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2), (2, 3, 0, 0), (2, 3, 0)], ids=str)
+def test_no_elements_change_nothing(shape: tuple[int, ...]) -> None:
+    z, (weight, bias) = draw(shape), parameters(3)
+    stats = [torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64)]
+    y = batch_norm(z, *stats, weight, bias, True)
+    assert y.shape == shape
+    y.sum().backward()
+    assert z.grad is not None
+    assert z.grad.shape == shape
+    assert torch.equal(weight.grad, torch.zeros(3, dtype=torch.float64))
+    assert stats[0].tolist() == [0.5] * 3
+    assert stats[1].tolist() == [2.0] * 3
+
+
+def test_offset_inputs_keep_their_digits() -> None:
+    # Mean 1e4, standard deviation 1, float32: an input holds about 1e-3 of a standard deviation, which no batch norm can
+    # win back, so the oracle is float64 on the same float32 numbers. What is left to us is the subtraction of the mean,
+    # rounded to float32 (half a unit of 1e4's last place is 5e-4) unless it is compensated; E[x^2]-E[x]^2 would give noise.
+    z = (draw((4096, 3), grad=False) + 1e4).float()
+    expected = F.batch_norm(z.double(), None, None, training=True)
+    torch.testing.assert_close(batch_norm(z, None, None, training=True).double(), expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"input": torch.zeros(3)}, "1 dimensions"),
+        ({"input": torch.zeros(4, 3, dtype=torch.int64)}, "int64"),
+        ({"weight": torch.ones(4)}, r"weight has shape \(4,\).*3 channels"),
+        ({"running_var": torch.ones(2)}, r"running_var has shape \(2,\)"),
+        ({"residual": torch.zeros(4, 4)}, r"residual is \(4, 4\)"),
+        ({"residual": torch.zeros(4, 3, dtype=torch.float64)}, "float64"),
+        ({"mask": torch.ones(4)}, "must be bool"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask has shape \(3,\).*\(4,\)"),
+        ({"activation": "swish"}, "'swish'.*known names"),
+        ({"activation": 3}, "int"),
+        ({"training": False}, "running_mean and running_var"),
+        ({"input": torch.zeros(1, 3)}, "more than 1 value per channel"),
+        ({"mask": torch.tensor([True, False, False, False])}, "more than 1 value per channel"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], says: str) -> None:
+    arguments: dict[str, Any] = {"input": torch.ones(4, 3), "running_mean": None, "running_var": None, "training": True}
+    with pytest.raises((ValueError, TypeError), match=says):
+        batch_norm(**{**arguments, **change})

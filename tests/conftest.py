@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -29,3 +30,13 @@ def engine(request: pytest.FixtureRequest) -> str:
     if name == "native" and not native_available():
         pytest.skip("the compiled part of wholebatch is missing: no C++ compiler was found when it was installed")
     return name
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """scikit-learn's digits: x, x_test, y, y_test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    return tuple(train_test_split(x / 16, y, test_size=0.25, random_state=0))  # type: ignore[return-value]

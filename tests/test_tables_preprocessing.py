@@ -1,33 +1,17 @@
-"""Preprocessing against formulas written out here in float64, and every table it must refuse."""
+"""Preprocessing of numbers and categories against formulas written out here in float64."""
 
 import math
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from wholebatch.tables import Preprocessing, TableError, read_table
+from standardised import ATOL, RTOL, column, standardised
+from wholebatch.tables import Preprocessing, read_table
 from wholebatch.tables.encoders import MAX_CATEGORIES
 from wholebatch.tables.scaling import BOUND
-
-# The result is rounded to float32: 2^-24 of the value, doubled here. What float64 loses before that is a few 2^-53 of
-# (largest value / standard deviation), which is below 100 where ATOL is used: 1e-14 at most, times a hundred.
-RTOL, ATOL = 2.0**-23, 1e-12
-
-
-def standardised(values: list[float | None]) -> np.ndarray:
-    """(x or median - mean) / std, in float64, by the textbook."""
-    x = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-    x = np.where(np.isnan(x), np.nanmedian(x), x)
-    return (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean())
-
-
-def column(frame: pl.DataFrame, name: str, fitted: Preprocessing | None = None) -> np.ndarray:
-    """One output column by its name."""
-    fitted = fitted or Preprocessing.fit(frame)
-    return fitted.transform(frame)[:, fitted.feature_names.index(name)]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e8])
@@ -133,66 +117,6 @@ def test_categories_with_leading_zeros_survive_a_file_of_numbers_only(tmp_path: 
     assert found[0, fitted.feature_names.index("zip=007")] == 1
 
 
-def parts_of(moment: datetime) -> dict[str, float]:
-    """The parts of a moment, by Python's calendar."""
-    hour = 2 * math.pi * (moment.hour + moment.minute / 60) / 24
-    month, weekday = 2 * math.pi * (moment.month - 1) / 12, 2 * math.pi * moment.weekday() / 7
-    return {
-        "days": (moment - datetime(1970, 1, 1)).total_seconds() / 86400,
-        "year": float(moment.year),
-        "month_sin": math.sin(month),
-        "month_cos": math.cos(month),
-        "weekday_sin": math.sin(weekday),
-        "weekday_cos": math.cos(weekday),
-        "hour_sin": math.sin(hour),
-        "hour_cos": math.cos(hour),
-    }
-
-
-MOMENTS = [
-    datetime(2024, 2, 29, 13, 30),
-    datetime(1969, 12, 31, 23, 59, 59),
-    datetime(2000, 7, 1, 6),
-    datetime(2024, 3, 1),
-]
-
-
-def test_dates_become_their_parts() -> None:
-    frame = pl.DataFrame({"t": [*MOMENTS, None]})
-    fitted = Preprocessing.fit(frame)
-    parts = [parts_of(moment) for moment in MOMENTS]
-    assert fitted.feature_names == [*(f"t.{part}" for part in parts[0]), "t is missing"]
-    for part in parts[0]:
-        expected = standardised([*(p[part] for p in parts), None])
-        np.testing.assert_allclose(column(frame, f"t.{part}", fitted), expected, rtol=RTOL, atol=ATOL)
-    assert column(frame, "t is missing", fitted).tolist() == [0, 0, 0, 0, 1]
-    assert fitted.columns[0].became.startswith("standardised days, year, month_sin, ")
-
-
-def test_days_have_no_hours_and_parts_that_never_change_are_left_out() -> None:
-    fitted = Preprocessing.fit(pl.DataFrame({"t": [date(2024, 5, 6), date(2024, 5, 7), date(2024, 5, 8)]}))
-    assert fitted.feature_names == ["t.days", "t.weekday_sin", "t.weekday_cos"]
-
-
-def test_the_same_moment_in_any_type_and_zone_gives_the_same_numbers() -> None:
-    naive = pl.DataFrame({"t": MOMENTS})
-    fitted = Preprocessing.fit(naive)
-    expected = fitted.transform(naive)
-    zoned = naive.select(pl.col("t").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Kolkata"))
-    assert zoned["t"][0].hour == (MOMENTS[0] + timedelta(hours=5, minutes=30)).hour
-    as_text = pl.DataFrame({"t": [f" {m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS]})
-    nanoseconds = naive.cast(pl.Datetime("ns"))
-    for frame in (zoned, as_text, nanoseconds):
-        np.testing.assert_array_equal(fitted.transform(frame), expected)
-
-
-def test_times_of_day() -> None:
-    frame = pl.DataFrame({"t": [time(0), time(6), time(12), time(18)]})
-    fitted = Preprocessing.fit(frame)
-    assert fitted.feature_names == ["t.days", "t.hour_sin", "t.hour_cos"]
-    np.testing.assert_allclose(column(frame, "t.hour_sin"), standardised([0, 1, 0, -1]), atol=ATOL)
-
-
 def test_a_file_of_either_kind_gives_the_same_bits(tmp_path: Path) -> None:
     generator = np.random.default_rng(4)
     frame = pl.DataFrame(
@@ -277,145 +201,3 @@ def test_names_of_features_are_all_different() -> None:
     frame = pl.DataFrame({"c": ["a", "b", None], "c=a": [1, 2, None], "c=a is missing": [1, 2, 4]})
     names = Preprocessing.fit(frame).feature_names
     assert names == ["c=a", "c=a is missing", "c=a is missing_", "c=a_", "c=b", "c is missing"]
-
-
-REFUSED: dict[str, tuple[pl.DataFrame, str]] = {
-    "infinite": (pl.DataFrame({"x": [1.0, math.nan, -math.inf]}), r"'x' has an infinite value \(-inf\) in row 3"),
-    "all missing": (
-        pl.DataFrame({"x": [1, 2], "gone": [None, None], "words": ["NA", ""], "nan": [math.nan] * 2}),
-        r"columns 'gone', 'words', 'nan' have no value in any of the 2 rows; leave them out \(--ignore 'gone' --ignore",
-    ),
-    "one all missing": (
-        pl.DataFrame({"x": [1, 2], "g": [None, None]}),
-        r"'g' has no value .*leave it out \(--ignore 'g'",
-    ),
-    "lists": (pl.DataFrame({"x": [[1], [2]]}), r"'x' holds values of type List\(Int64\).*--ignore 'x'"),
-    "structures": (pl.DataFrame({"x": [{"a": 1}, {"a": 2}]}), r"'x' holds values of type Struct"),
-    "bytes": (pl.DataFrame({"x": [b"1", b"2"]}), r"'x' holds values of type Binary"),
-    "nothing of use": (
-        pl.DataFrame({"x": [1, 1], "y": [2, 2]}),
-        r"no column is left to learn from: column 'x' is left out",
-    ),
-    "no columns": (pl.DataFrame(), r"the table has no rows"),
-    "no rows": (pl.DataFrame({"x": []}), r"the table has no rows"),
-}
-
-
-@pytest.mark.parametrize(("frame", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_tables_there_is_nothing_to_learn_from(frame: pl.DataFrame, message: str) -> None:
-    with pytest.raises(TableError, match=message):
-        Preprocessing.fit(frame)
-
-
-def test_a_table_of_targets_only() -> None:
-    with pytest.raises(TableError, match="no column is left to learn from: there is no column besides the target"):
-        Preprocessing.fit(pl.DataFrame({"y": [1, 2]}), ["y"])
-
-
-def test_leaving_out_a_column_that_is_not_there() -> None:
-    with pytest.raises(
-        TableError, match=r"no column 'idd', which was to be left out of the features; did you mean 'Id'\?"
-    ):
-        Preprocessing.fit(pl.DataFrame({"Id": [1, 2]}), ["idd"])
-
-
-TRAINED = pl.DataFrame(
-    {
-        "x": [1.0, 2.0, 4.0],
-        "n": [1, 2, 5],
-        "c": ["a", "b", "a"],
-        "t": [date(2020, 1, 1), date(2021, 2, 2), date(2022, 1, 1)],
-    }
-)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": pl.lit("many")}, r"column 'x' has 'many' in row 1 \(3 such values\), which is not a number"),
-        ({"n": pl.Series(["1", " 2 ", "1O"])}, r"column 'n' has '1O' in row 3, which is not a number"),
-        ({"x": pl.lit(date(2020, 1, 1))}, r"column 'x' holds dates where numbers are needed"),
-        ({"x": pl.Series([[1], [2], [3]])}, r"column 'x' holds values of type List\(Int64\) where numbers are needed"),
-        ({"x": pl.Series([1.0, math.inf, -math.inf])}, r"column 'x' has an infinite value \(inf\) in row 2"),
-        ({"n": pl.Series(["1", "inf", "2"])}, r"column 'n' has an infinite value \(inf\) in row 2"),
-        ({"t": pl.Series(["2020-01-01", "soon", None])}, r"column 't' has 'soon' in row 2, which is not a date"),
-        (
-            {"t": pl.Series(["soon", "soon", None])},
-            r"column 't' has 'soon' in row 1 \(2 such values\), which is not a date",
-        ),
-        ({"t": pl.lit(3)}, r"column 't' holds numbers where dates are needed"),
-        ({"c": pl.Series([[1], [2], [3]])}, r"column 'c' holds values of type List\(Int64\) where text is needed"),
-    ],
-)
-def test_new_tables_that_do_not_fit(change: dict[str, pl.Expr | pl.Series], message: str) -> None:
-    fitted = Preprocessing.fit(TRAINED)
-    with pytest.raises(TableError, match=message):
-        fitted.transform(TRAINED.with_columns(**change))
-
-
-def test_every_missing_column_is_named() -> None:
-    fitted = Preprocessing.fit(TRAINED)
-    with pytest.raises(
-        TableError, match="the table has no columns 'x', 't', which the model was trained on; it has 'n', 'c'"
-    ):
-        fitted.transform(TRAINED.select("n", "c"))
-    wide = pl.DataFrame({f"v{k}": [1.0, 2.0] for k in range(30)})
-    with pytest.raises(TableError, match=", ".join(f"'v{k}'" for k in range(1, 30))):
-        Preprocessing.fit(wide).transform(wide.select("v0"))
-
-
-def test_a_column_without_values_is_filled_once_the_model_is_trained() -> None:
-    fitted = Preprocessing.fit(TRAINED)
-    for dtype in (pl.Null, pl.String):
-        nothing = pl.DataFrame({name: pl.Series([None, None], dtype=dtype) for name in TRAINED.columns})
-        found = fitted.transform(nothing)
-        assert np.isfinite(found).all()
-        np.testing.assert_array_equal(found[0], found[1])
-
-
-@pytest.mark.parametrize("mark", ["/", ".", "-"])
-@pytest.mark.parametrize(("pattern", "other"), [("%d{0}%m{0}%Y", "%m{0}%d{0}%Y"), ("%m{0}%d{0}%Y", "%d{0}%m{0}%Y")])
-@pytest.mark.parametrize("clock", ["", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p"])
-def test_the_order_of_day_and_month_is_learned_and_kept(mark: str, pattern: str, other: str, clock: str) -> None:
-    pattern, other = pattern.format(mark), other.format(mark)
-    moments = [datetime(2024, 2, 29, 13, 30), datetime(2023, 3, 4, 5, 6), datetime(1999, 12, 31, 23, 59)]
-    if not clock:
-        moments = [datetime(m.year, m.month, m.day) for m in moments]
-    plain = pl.DataFrame({"t": moments})
-    written = pl.DataFrame({"t": [m.strftime(pattern + clock) for m in moments]})
-    fitted = Preprocessing.fit(written)
-    assert fitted.columns[0].kind == "date"
-    assert fitted.notes == []
-    np.testing.assert_array_equal(fitted.transform(written), Preprocessing.fit(plain).transform(plain))
-    # The second row alone, 3 or 4 March or April, would not say which comes first.
-    np.testing.assert_array_equal(fitted.transform(written[1:2]), fitted.transform(plain)[1:2])
-    loaded = Preprocessing.from_dict(fitted.to_dict())
-    np.testing.assert_array_equal(loaded.transform(written), fitted.transform(written))
-    wrong = pl.DataFrame({"t": [moments[0].strftime(other + clock)]})
-    example = datetime(2031, 12, 24, 18, 30).strftime(pattern + clock)
-    with pytest.raises(TableError, match=rf"in row 1, which is not a date \(write it as {example}\)"):
-        fitted.transform(wrong)
-
-
-def test_an_order_of_day_and_month_that_nothing_settles_is_mentioned() -> None:
-    fitted = Preprocessing.fit(pl.DataFrame({"t": ["03/04/2020", None, "12/11/2021"]}))
-    assert "t.month_sin" in fitted.feature_names
-    (note,) = fitted.notes
-    assert note.startswith(
-        "column 't' has dates whose day and month could be either way round; the day is taken to come"
-    )
-    days_first = Preprocessing.fit(pl.DataFrame({"t": [date(2020, 4, 3), None, date(2021, 11, 12)]}))
-    assert fitted.to_dict()["numbers"] == days_first.to_dict()["numbers"]
-
-
-def test_dates_in_a_text_column_that_begin_with_the_year() -> None:
-    written = pl.DataFrame({"t": ["2024-02-29 13:30:00", "NA", "2023-03-04"]})
-    plain = pl.DataFrame({"t": [datetime(2024, 2, 29, 13, 30), None, datetime(2023, 3, 4)]})
-    fitted = Preprocessing.fit(written)
-    assert fitted.to_dict() == Preprocessing.fit(plain).to_dict()
-    np.testing.assert_array_equal(fitted.transform(written), fitted.transform(plain))
-
-
-def test_text_that_only_looks_like_dates_stays_text() -> None:
-    for texts in (["13/13/2020", "01/01/2020"], ["2020-13-01", "2020-01-01"], ["1-2", "3-4"], ["10:30", "11:45"]):
-        assert Preprocessing.fit(pl.DataFrame({"t": texts})).columns[0].kind == "category"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LazyBatchNorm2d,
         LazyBatchNorm3d,
     )
+    from wholebatch.sharing.replay import replay, replayed
 
 __version__ = version("wholebatch")
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "Training",
     "__version__",
     "functional",
+    "replay",
+    "replayed",
 ]
 
 # Where each name lives; a module is imported, and torch with it, only when a name of it is asked for.
@@ -49,6 +52,7 @@ _ROOMS = {
         "LazyBatchNorm2d",
         "LazyBatchNorm3d",
     ),
+    "wholebatch.sharing.replay": ("replay", "replayed"),
 }
 
 

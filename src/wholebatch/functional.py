@@ -13,6 +13,7 @@ from wholebatch.batch_norm import BatchNormFunction, Call
 from wholebatch.kernels.batch_norm import accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
 from wholebatch.sharing import ProcessGroupLike, sharing_of
+from wholebatch.sharing.replay import attend, unseen
 from wholebatch.traced import batch_norm_traced
 
 
@@ -97,11 +98,34 @@ def batch_norm(
                 "pass both, or training=True"
             )
         call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
-    y = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
+    visit = attend(layer, input.shape, training)
+    if visit is None:
+        y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum)
+    else:  # a checkpoint is open: what its first pass found is used again, and moved nothing but then
+        call.moments = visit.moments
+        running = (None, None) if visit.replays else (running_mean, running_var)
+        with unseen():
+            y = _run(call, input, weight, bias, residual, mask, *running, momentum)
+        visit.record(call.moments)
+    return _finish(y, function, mask)
+
+
+def _run(
+    call: Call,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float | Tensor,
+) -> Tensor:
+    y: Tensor = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
     if call.moments is not None and call.moments.count > 0:
         call.moments.check(input.shape)
         _move(running_mean, running_var, call.moments, momentum)
-    return _finish(y, function, mask)
+    return y
 
 
 def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor | None) -> Tensor:

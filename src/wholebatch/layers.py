@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.functional import batch_norm
 from wholebatch.sharing import ProcessGroupLike
+from wholebatch.sharing.replay import count_call
 
 Save = Literal["input"] | None
 
@@ -99,7 +100,7 @@ class WholeBatchNorm(_BatchNorm):
             layer=self.name,
         )
         if tracking and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+            count_call(self.num_batches_tracked)
         return y
 
     def extra_repr(self) -> str:

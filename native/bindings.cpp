@@ -20,6 +20,8 @@ using namespace nb::literals;
 
 namespace wholebatch {
 
+void bind_mailbox(nb::module_ &m); // mailbox_bindings.cpp
+
 namespace {
 
 template <class T, class... Shape> using Array = nb::ndarray<T, Shape..., nb::c_contig, nb::device::cpu>;
@@ -215,4 +217,5 @@ NB_MODULE(_native, m) {
   });
   bind_network<float>(m, "NetworkFloat32");
   bind_network<double>(m, "NetworkFloat64");
+  bind_mailbox(m);
 }

@@ -1,7 +1,7 @@
 """The compiled part (native/bindings.cpp). Arrays are C-contiguous; the callers check shapes."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,3 +71,39 @@ class _Network(Generic[T]):
 
 class NetworkFloat32(_Network[np.float32]): ...
 class NetworkFloat64(_Network[np.float64]): ...
+
+def merge_moments(gathered: int, ranks: int, channels: int, out: int, wide: bool) -> float:
+    """Merge rows (count, mean, M2) of float64 at one address into (mean, M2) at another; returns the count.
+
+    ``wide``: out is float64, or else float32.
+    """
+
+def add_parts(gathered: int, ranks: int, width: int, out: int, wide: bool) -> None:
+    """Add up rows (count, vectors) of float64 at one address into vectors at another."""
+
+class Mailbox:
+    """The shared memory of a group's ranks (native/mailbox.h; Linux only). RuntimeError: it cannot be had."""
+
+    @overload
+    def __init__(self, *, cookie: int, ranks: int, rank: int) -> None: ...
+    @overload
+    def __init__(self, *, path: str, cookie: int, ranks: int, rank: int) -> None: ...
+    def descriptor(self) -> int: ...
+    def seal(self) -> None: ...
+    def meet(
+        self,
+        header: bytes,
+        count: float,
+        first: int,
+        first_elements: int,
+        second: int,
+        second_elements: int,
+        wide: bool,
+        out: int,
+        seconds: float,
+    ) -> int: ...
+    def stand_by(self, seconds: float) -> int: ...
+    def wait(self, seconds: float) -> int: ...
+    def mark(self, doing: int, text: bytes) -> None: ...
+    def position(self, rank: int) -> tuple[int, int, float, bytes, bytes]: ...
+    def missing(self) -> list[int]: ...

@@ -37,6 +37,7 @@ class WholeBatchNorm(_BatchNorm):
     process_group: ProcessGroupLike
     activation: Activation
     save: Save
+    marks = False  # convert sets it: the activation module that follows is told what is done already
 
     def __init__(
         self,
@@ -101,6 +102,8 @@ class WholeBatchNorm(_BatchNorm):
         )
         if tracking and self.num_batches_tracked is not None:
             count_call(self.num_batches_tracked)
+        if self.marks:
+            y.activated_with = resolve_activation(self.activation)[0]  # type: ignore[attr-defined]
         return y
 
     def extra_repr(self) -> str:

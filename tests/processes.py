@@ -44,6 +44,11 @@ def start(folder: Path, *arguments: str, most_bytes: int | None = None) -> Comma
     return Command(process, folder)
 
 
+def example_server() -> ForkServerContext:
+    """Starts processes that have the libraries imported."""
+    return _server()
+
+
 @cache
 def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")

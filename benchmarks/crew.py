@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from benchmarks import cores
+from benchmarks.systems import SYSTEMS, TUNED, System
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 900.0  # seconds; torch.compile takes tens of them for one net
@@ -29,15 +30,18 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One system with so many threads in a process of its own."""
+    """One system with so many threads in a process of its own; without a system it measures the machine."""
 
-    def __init__(self, system: str, places: Sequence[int], patience: float = PATIENCE) -> None:
-        self.system, self.threads, self.patience = system, len(places), patience
+    def __init__(
+        self, name: str, places: Sequence[int], system: System | None = None, patience: float = PATIENCE
+    ) -> None:
+        self.system, self.threads, self.patience = name, len(places), patience
+        module, more = (name, {}) if system is None else (system.module, system.environment)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", system, ",".join(map(str, places))],
+            [sys.executable, "-m", "benchmarks.worker", module, ",".join(map(str, places))],
             cwd=ROOT,
-            env=os.environ | cores.environment(self.threads),
+            env={k: v for k, v in os.environ.items() if k not in TUNED} | {**cores.environment(self.threads), **more},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -94,8 +98,8 @@ class Worker:
 class Crew:
     """Workers by (system, threads). A context: at its end all of them are ended."""
 
-    def __init__(self, places: Sequence[int]) -> None:
-        self.places = places  # cores; a worker with n threads stands on the first n
+    def __init__(self, places: Sequence[int], systems: Mapping[str, System] = SYSTEMS) -> None:
+        self.places, self.systems = places, systems  # cores; a worker with n threads stands on the first n
         self.workers: dict[tuple[str, int], Worker] = {}
 
     def __enter__(self) -> Self:
@@ -109,7 +113,7 @@ class Crew:
         """The worker of this system and number of threads; a new one where there is none."""
         key = system, threads
         if key not in self.workers:
-            self.workers[key] = Worker(system, self.places[:threads])
+            self.workers[key] = Worker(system, self.places[:threads], self.systems.get(system))
         return self.workers[key]
 
     def dismiss(self, worker: Worker) -> None:

@@ -39,6 +39,11 @@ class Limits:
             if value is not None:
                 self.bandwidth[count] = value
 
+    def describe_bandwidth(self) -> str:
+        """A line for the head of a report."""
+        shown = ", ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in sorted(self.bandwidth.items()))
+        return f"memory bandwidth (triad), threads: {shown or 'not measured'}"
+
     def measure_peak(self, crew: Crew, threads: Iterable[int], talk: Talk) -> None:
         """The best of a few bursts, as one more round."""
         for count in threads:

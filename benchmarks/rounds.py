@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.crew import Crew, Worker, WorkerError
-from benchmarks.problem import Problem
 from benchmarks.talk import Talk
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 BURST_SECONDS = 0.03
 # An epoch of ours copies the parameters in and out, and a real one has hundreds of steps. At shape E (3 million
@@ -62,6 +65,10 @@ class Timings:
         """The contenders with these fields."""
         return [c for c in self.seconds if all(getattr(c, name) == value for name, value in fields.items())]
 
+    def divide(self, by: float) -> None:
+        """Count so many parts of what was a step as a step each."""
+        self.seconds = {contender: [value / by for value in values] for contender, values in self.seconds.items()}
+
     def add(self, other: Timings) -> None:
         """Take another measurement's contenders in."""
         self.seconds |= other.seconds
@@ -87,16 +94,17 @@ def load(crew: Crew, systems: Iterable[str], threads: Iterable[int], talk: Talk)
 
 def measure(
     crew: Crew,
-    problems: Mapping[Contender, Problem],
+    problems: Mapping[Contender, DataclassInstance],
     repeats: int,
     talk: Talk,
     between: Callable[[], None] = lambda: None,
+    least_steps: Mapping[str, int] = LEAST_STEPS,
 ) -> Timings:
-    """Time ``repeats`` rounds; ``between()`` is called before each.
+    """Time ``repeats`` rounds; ``between()`` is called before each. A burst has some 30 ms of steps, or the least.
 
     A contender that cannot be built, or whose worker fails, is told and left out of the result.
     """
-    ready, timings = _build(crew, problems, talk)
+    ready, timings = _build(crew, problems, talk, least_steps)
     order = list(ready)
     shuffle = random.Random(0).shuffle
     timings.seconds = {contender: [float("nan")] * repeats for contender in order}
@@ -119,7 +127,7 @@ def measure(
 
 
 def _build(
-    crew: Crew, problems: Mapping[Contender, Problem], talk: Talk
+    crew: Crew, problems: Mapping[Contender, DataclassInstance], talk: Talk, least_steps: Mapping[str, int]
 ) -> tuple[dict[Contender, tuple[Worker, int]], Timings]:
     ready: dict[Contender, tuple[Worker, int]] = {}
     timings = Timings()
@@ -128,7 +136,7 @@ def _build(
         if worker is None:  # it ended, which was told
             continue
         talk.progress(f"building {contender}")
-        least = LEAST_STEPS.get(contender.system, 1)
+        least = least_steps.get(contender.system, 1)
         try:
             built = worker.ask("build", number=number, problem=asdict(problem), seconds=BURST_SECONDS, least=least)
         except WorkerError as error:

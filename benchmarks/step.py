@@ -68,7 +68,7 @@ def step(
         limits.measure_bandwidth(crew, threads, talk)
         header = [
             *machine.describe(places, versions),
-            _limits_line(limits),
+            limits.describe_bandwidth(),
             f"optimizer: {optimizer}; {repeats} rounds",
         ]
         for line in header:
@@ -92,7 +92,7 @@ def step(
             found.add(timings)
             for sheet in (
                 tables.times(shape, timings, limits, chosen),
-                tables.ratios(shape, ratios.of_shape(shape, timings, chosen)),
+                tables.ratios(shape.name, ratios.of_shape(shape, timings, chosen)),
             ):
                 sheets.append(sheet)
                 talk.out.print(sheet.to_rich())
@@ -102,11 +102,6 @@ def step(
     if markdown is not None:
         parts = ["\n".join(f"- {line}" for line in [*header, *talk.notes]), *(s.to_markdown() for s in sheets)]
         files.write(markdown, "\n\n".join([*parts, tables.LEGEND]) + "\n")
-
-
-def _limits_line(limits: Limits) -> str:
-    shown = ", ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in sorted(limits.bandwidth.items()))
-    return f"memory bandwidth (triad), threads: {shown or 'not measured'}"
 
 
 def _choose_threads(shape: Shape, most: int) -> int:

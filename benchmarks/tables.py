@@ -63,8 +63,8 @@ def times(shape: Shape, timings: Timings, limits: Limits, chosen: int | None) ->
                     norm,
                     contender.system,
                     f"{star}{contender.threads}",
-                    _microseconds(middle),
-                    f"{_microseconds(low)}–{_microseconds(high)}",
+                    microseconds(middle),
+                    f"{microseconds(low)}–{microseconds(high)}",
                     f"{shape.flops / middle / 1e9:.1f}",
                     _share(shape.flops / middle, limits.peak.get(contender.threads)),
                     _share(shape.least_bytes / middle, limits.bandwidth.get(contender.threads)),
@@ -78,16 +78,17 @@ def times(shape: Shape, timings: Timings, limits: Limits, chosen: int | None) ->
     return sheet
 
 
-def ratios(shape: Shape, found: Sequence[Ratio]) -> Sheet:
+def ratios(what: str, found: Sequence[Ratio]) -> Sheet:
     """One line a ratio, with its bar."""
-    sheet = Sheet(f"{shape.name}: ratios", ("ratio of medians", "bar", "value", "p20–p80 of rounds"), words=2)
+    sheet = Sheet(f"{what}: ratios", ("ratio of medians", "bar", "value", "p20–p80 of rounds"), words=2)
     for ratio in found:
         verdict = "" if ratio.bar is None else f"{ratio.bar}: {'holds' if ratio.bar.holds(ratio.value) else 'MISSED'}"
         sheet.rows.append((ratio.what, verdict, f"{ratio.value:.3f}", f"{ratio.low:.3f}–{ratio.high:.3f}"))
     return sheet
 
 
-def _microseconds(seconds: float) -> str:
+def microseconds(seconds: float) -> str:
+    """A time as text."""
     return f"{seconds * MICRO:,.1f}" if seconds < 1e-3 else f"{seconds * MICRO:,.0f}"
 
 

@@ -1,8 +1,9 @@
 """A worker process: one system on its own cores, told by the parent over a pipe when to run.
 
-``python -m benchmarks.worker SYSTEM CORE,CORE,…`` takes one JSON request a line on its standard input and answers each
-with one line. It stands on its cores before anything is imported that makes threads. It ends when its input ends, hence
-also when the parent is killed.
+``python -m benchmarks.worker MODULE CORE,CORE,…`` serves a module of benchmarks.systems (or, by any other name, only
+measures the machine). It takes one JSON request a line on its standard input and answers each with one line. It stands
+on its cores before anything is imported that makes threads. It ends when its input ends, hence also when the parent is
+killed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks import cores
-from benchmarks.problem import Problem
-from benchmarks.systems import SYSTEMS, LeftOut, Trainer
+from benchmarks.systems import LeftOut, Trainer
 
 Answer = dict[str, Any]
 
@@ -24,8 +24,8 @@ Answer = dict[str, Any]
 class Desk:
     """Answers requests; the trainers that it built, by number."""
 
-    def __init__(self, system: str) -> None:
-        self.system = system
+    def __init__(self, module: str) -> None:
+        self.module = f"benchmarks.systems.{module}"
         self.trainers: dict[int, tuple[Trainer, int]] = {}
 
     def answer(self, request: dict[str, Any]) -> Answer:
@@ -42,11 +42,12 @@ class Desk:
 
     def load(self) -> Answer:
         """Import the system."""
-        return {"version": import_module(f"benchmarks.systems.{SYSTEMS[self.system]}").load()}
+        return {"version": import_module(self.module).load()}
 
     def build(self, number: int, problem: dict[str, Any], seconds: float, least: int) -> Answer:
         """Build and warm up a net; a burst of it has so many steps as take ``seconds``, but at least ``least``."""
-        trainer: Trainer = import_module(f"benchmarks.systems.{SYSTEMS[self.system]}").make(Problem.of(problem))
+        module = import_module(self.module)
+        trainer: Trainer = module.make(module.Problem.of(problem))
         trainer.run(1)
         steps = least
         while (took := min(trainer.run(steps) for _ in range(2))) < seconds / 2:
@@ -81,9 +82,9 @@ class Desk:
 
 def main() -> None:
     """Answer until the input ends."""
-    system, places = sys.argv[1:]
+    module, places = sys.argv[1:]
     answers = cores.begin_worker(map(int, places.split(",")))
-    desk = Desk(system)
+    desk = Desk(module)
     for line in sys.stdin:
         answers.write(json.dumps(desk.answer(json.loads(line))) + "\n")
         answers.flush()

@@ -23,6 +23,7 @@ from benchmarks.limits import Limits
 from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
+from benchmarks.systems import SYSTEMS
 from benchmarks.talk import Talk
 from wholebatch.kernels import native_available
 
@@ -156,7 +157,7 @@ def test_a_worker_that_dies_between_rounds_is_told_and_the_others_go_on(capsys):
 
 
 def test_a_worker_that_says_nothing_is_ended():
-    worker = Worker("sklearn", usable()[:1], patience=0.01)
+    worker = Worker("sklearn", usable()[:1], SYSTEMS["sklearn"], patience=0.01)
     with pytest.raises(WorkerError, match="gave no answer within"):
         worker.ask("load")
     assert not worker.alive

@@ -1,25 +1,57 @@
 """The systems that are measured, one module each.
 
-A module has ``load() -> str`` (imports what it needs and tells the version; raises :class:`LeftOut` or ImportError) and
-``make(problem) -> Trainer``. It is imported in a worker process that already stands on its cores.
+A module has ``load() -> str`` (imports what it needs and tells the version; raises :class:`LeftOut` or ImportError),
+``Problem``, the class of what it measures, and ``make(problem) -> Trainer``. It is imported in a worker process that
+already stands on its cores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-# By the name that reports give them: the module in this package.
+
+@dataclass(frozen=True)
+class System:
+    """The module in this package, and what the environment of its processes has beside the usual."""
+
+    module: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+# By the name that reports give them.
 SYSTEMS = {
-    "wholebatch": "ours",
-    "torch": "eager",
-    "compile": "compiled",
-    "jax": "jitted",
-    "jax-scan": "scanned",
-    "sklearn": "perceptron",
+    "wholebatch": System("ours"),
+    "torch": System("eager"),
+    "compile": System("compiled"),
+    "jax": System("jitted"),
+    "jax-scan": System("scanned"),
+    "sklearn": System("perceptron"),
 }
 PEERS = tuple(name for name in SYSTEMS if name != "wholebatch")
 # What is measured unless a person says otherwise: peers as they are used, called for each step.
 USUAL_PEERS = tuple(name for name in PEERS if name != "jax-scan")
+
+
+# glibc's allocator, told to keep what it has: large outputs that the system maps afresh cost page faults at each call.
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+# Of the measurement of single layers. "tuned" is torch eager under the tuned allocator.
+LAYER_SYSTEMS = {
+    "wholebatch": System("layers.ours"),
+    "wholebatch-tuned": System("layers.ours", TUNED),
+    "torch": System("layers.eager"),
+    "tuned": System("layers.eager", TUNED),
+    "compile": System("layers.compiled", TUNED),
+    "compile-default": System("layers.compiled"),
+    "sweeps": System("layers.sweeps"),
+    "sweeps-tuned": System("layers.sweeps", TUNED),
+}
+LAYER_PEERS = ("torch", "tuned", "compile", "compile-default")
 
 
 class LeftOut(Exception):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from benchmarks.problem import Problem
 from benchmarks.systems.jitted import initial, load, take_step
 
-__all__ = ["load", "make"]
+__all__ = ["Problem", "load", "make"]
 
 
 class Scanned:

@@ -20,6 +20,7 @@ using namespace nb::literals;
 
 namespace wholebatch {
 
+void bind_batch_norm(nb::module_ &m); // batch_norm_bindings.cpp
 void bind_mailbox(nb::module_ &m); // mailbox_bindings.cpp
 
 namespace {
@@ -217,5 +218,6 @@ NB_MODULE(_native, m) {
   });
   bind_network<float>(m, "NetworkFloat32");
   bind_network<double>(m, "NetworkFloat64");
+  bind_batch_norm(m);
   bind_mailbox(m);
 }

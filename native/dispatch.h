@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "batch_norm_kernels.h"
 #include "kernels.h"
 
 namespace wholebatch {
@@ -54,6 +55,26 @@ template <class T> const Kernels<T> &kernels() {
 #endif
   static_cast<void>(set);
   return kernels_portable<T>();
+}
+
+// The same for batch norm alone, which has no object that remembers the choice: made once per process.
+template <class T> const BatchNormKernels<T> &choose_batch_norm_kernels() {
+  const InstructionSet set = instruction_set();
+#ifdef WB_BUILT_avx512
+  if (set == InstructionSet::avx512)
+    return batch_norm_kernels_avx512<T>();
+#endif
+#ifdef WB_BUILT_avx2
+  if (set == InstructionSet::avx2)
+    return batch_norm_kernels_avx2<T>();
+#endif
+  static_cast<void>(set);
+  return batch_norm_kernels_portable<T>();
+}
+
+template <class T> const BatchNormKernels<T> &batch_norm_kernels() {
+  static const BatchNormKernels<T> &chosen = choose_batch_norm_kernels<T>();
+  return chosen;
 }
 
 } // namespace wholebatch

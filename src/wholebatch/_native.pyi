@@ -17,6 +17,34 @@ def fma_peak(threads: int, bursts: int, seconds: float) -> float:
 def memory_bandwidth(threads: int, sweeps: int, count: int) -> float:
     """Bytes per second, the best of so many sweeps of a = b + s * c over arrays of count float32 each."""
 
+# native/batch_norm_bindings.cpp. `part` stands for storage, n, channels, inner; addresses of what is not there are 0.
+def use_threads(parallel_for: int, count_threads: int, /) -> None:
+    """Addresses of torch's functions of these names, or 0."""
+
+def batch_norm_moments(storage: int, n: int, channels: int, inner: int, z: int, mean: int, m2: int, /) -> None: ...
+def batch_norm_apply(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, y: int, mean: int, rstd: int, /,
+) -> None: ...  # fmt: skip
+def batch_norm_forward(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, mean: int, m2: int, rstd: int, /,
+) -> None: ...  # fmt: skip
+def batch_norm_sums(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int, /,
+) -> None: ...  # fmt: skip
+def batch_norm_input_gradient(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int,
+    count: float, dz: int, dresidual: int, /,
+) -> None: ...  # fmt: skip
+def batch_norm_backward(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int,
+    count: float, dz: int, dresidual: int, /,
+) -> None: ...  # fmt: skip
+
 class _Network(Generic[T]):
     def __init__(self, configuration: dict[str, Any], /) -> None: ...
     def set(self, layer: int, role: str, form: str, array: NDArray[T], /) -> None:

@@ -1,15 +1,29 @@
 """Batch norm on one worker's part: the compiled kernel where it serves, the torch reference everywhere."""
 
+import functools
+
 from torch import Tensor
 
 from wholebatch.kernels.batch_norm.kernel import Affine, Kernel, accumulation_dtype
+from wholebatch.kernels.batch_norm.native import Native, serves
 from wholebatch.kernels.batch_norm.reference import Reference
 
-__all__ = ["Affine", "Kernel", "Reference", "accumulation_dtype", "choose_kernel"]
+__all__ = ["Affine", "Kernel", "Native", "Reference", "accumulation_dtype", "choose_kernel"]
 
 REFERENCE = Reference()
 
 
+@functools.cache
+def _native() -> Native:
+    return Native()
+
+
 def choose_kernel(z: Tensor, mask: Tensor | None) -> Kernel:
-    """The fastest kernel that serves this input."""
-    return REFERENCE
+    """The fastest kernel that serves this input.
+
+    ``WHOLEBATCH_KERNELS=reference`` in the environment keeps to torch's own operations.
+
+    Raises:
+        ValueError: the variable names no kernel.
+    """
+    return _native() if serves(z, mask) else REFERENCE

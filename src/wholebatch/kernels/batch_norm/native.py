@@ -1,0 +1,208 @@
+"""The compiled kernels (native/batch_norm.h): float32, float64 and bfloat16 on the CPU, without a mask."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
+from wholebatch.kernels.native import native_available, native_module
+from wholebatch.moments import Moments
+
+# As native/batch_norm_bindings.cpp numbers them.
+STORAGES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+class Native:
+    """See :class:`wholebatch.kernels.batch_norm.Kernel`. Inputs of other layouts than these are copied first:
+    ``(N, C)``, contiguous ``(N, C, *)``, and channels last of any number of dimensions.
+    """
+
+    def __init__(self) -> None:
+        self._native = load()
+
+    def moments(self, z: Tensor, mask: Tensor | None) -> Moments:
+        assert mask is None
+        z, place = _place(z)
+        mean, m2 = _vectors(z, 2)
+        self._native.batch_norm_moments(*place, z.data_ptr(), mean.data_ptr(), m2.data_ptr())
+        return Moments(_count(place), mean, m2)
+
+    def apply(self, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
+        z, place = _place(z)
+        y = torch.empty_like(z)
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        held, given = _given(z, affine)
+        self._native.batch_norm_apply(
+            *place, z.data_ptr(), *given, affine.slope, y.data_ptr(), mean.data_ptr(), rstd.data_ptr()
+        )
+        del held
+        return y
+
+    def forward(self, z: Tensor, eps: float, affine: Affine) -> tuple[Tensor, Moments, Tensor]:
+        z, place = _place(z)
+        y = torch.empty_like(z)
+        mean, m2, rstd = _vectors(z, 3)
+        held, given = _given(z, affine)
+        self._native.batch_norm_forward(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            y.data_ptr(),
+            eps,
+            mean.data_ptr(),
+            m2.data_ptr(),
+            rstd.data_ptr(),
+        )
+        del held
+        return y, Moments(_count(place), mean, m2), rstd
+
+    def sums(self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
+        z, place = _place(z)
+        g = _like(g, z)
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
+        held, given = _given(z, affine)
+        self._native.batch_norm_sums(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            g.data_ptr(),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            sums.data_ptr(),
+        )
+        del held
+        return sums
+
+    def input_gradient(
+        self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, sums: Tensor | None, count: float
+    ) -> tuple[Tensor, Tensor | None]:
+        run = self._native.batch_norm_input_gradient
+        sums = None if sums is None else sums.contiguous()
+        return self._differentiate(run, g, z, mean, rstd, affine, sums, count)
+
+    def backward(
+        self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, count: float
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
+        dz, dresidual = self._differentiate(self._native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
+        return dz, dresidual, sums
+
+    @staticmethod
+    def _differentiate(
+        run: Callable[..., None],
+        g: Tensor,
+        z: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        affine: Affine,
+        sums: Tensor | None,
+        count: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        z, place = _place(z)
+        g = _like(g, z)
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        dz = torch.empty_like(z)
+        dresidual = None if affine.residual is None else torch.empty_like(z)
+        held, given = _given(z, affine)
+        run(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            g.data_ptr(),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            _address(sums),
+            count,
+            dz.data_ptr(),
+            _address(dresidual),
+        )
+        del held
+        return dz, dresidual
+
+
+def serves(z: Tensor, mask: Tensor | None) -> bool:
+    """Whether the compiled kernels can take this input, and are to."""
+    return mask is None and z.dtype in STORAGES and z.is_cpu and z.layout is torch.strided and _enabled()
+
+
+@functools.cache
+def _enabled() -> bool:
+    wish = os.environ.get("WHOLEBATCH_KERNELS", "")
+    if wish not in ("", "native", "reference"):
+        raise ValueError(f"WHOLEBATCH_KERNELS is {wish!r}; known are native and reference")
+    return wish != "reference" and native_available(say=True)
+
+
+@functools.cache
+def load() -> ModuleType:
+    """The compiled part, with torch's threads handed over to it.
+
+    ``torch_parallel_for`` is part of torch's stable interface in C from version 2.10 on; before, one thread works.
+    """
+    native = native_module()
+    torch_library = ctypes.CDLL(torch._C.__file__)  # a name is looked up in what it depends on, too
+    addresses = []
+    for name in ("torch_parallel_for", "torch_get_num_threads"):
+        function = getattr(torch_library, name, None)
+        addresses.append(0 if function is None else ctypes.cast(function, ctypes.c_void_p).value)
+    native.use_threads(*addresses)
+    return native
+
+
+Place = tuple[int, int, int, int]
+
+
+def _place(z: Tensor) -> tuple[Tensor, Place]:
+    """``z``, copied where its layout is none of those that are served, and its storage and ``(n, channels, inner)``."""
+    shape = z.shape
+    channels = shape[1]
+    if z.is_contiguous():
+        inner = 1
+        for extent in shape[2:]:
+            inner *= extent
+        n = shape[0]
+        if channels == 1:  # one plane is as good as many
+            n, inner = 1, n * inner
+        return z, (STORAGES[z.dtype], n, channels, inner)
+    if z.dim() > 2 and z.movedim(1, -1).is_contiguous():
+        return z, (STORAGES[z.dtype], z.numel() // channels, channels, 1)
+    return _place(torch.empty_like(z, memory_format=torch.contiguous_format).copy_(z))
+
+
+def _count(place: Place) -> int:
+    return place[1] * place[3]
+
+
+def _like(x: Tensor, z: Tensor) -> Tensor:
+    """``x`` with its elements in memory as those of ``z`` are."""
+    if x.stride() == z.stride() or (x.is_contiguous() and z.is_contiguous()):
+        return x
+    return torch.empty_like(z).copy_(x)
+
+
+def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
+    dtype, channels = accumulation_dtype(z.dtype), z.shape[1]
+    return tuple(torch.empty(channels, dtype=dtype) for _ in range(count))
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _given(z: Tensor, affine: Affine) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int]]:
+    """The tensors, which must live as long as their addresses are used, and the addresses."""
+    residual = None if affine.residual is None else _like(affine.residual, z)
+    weight = None if affine.weight is None else affine.weight.contiguous()
+    bias = None if affine.bias is None else affine.bias.contiguous()
+    return (residual, weight, bias), (_address(residual), _address(weight), _address(bias))

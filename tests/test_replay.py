@@ -1,4 +1,4 @@
-"""Checkpoints that replay: gradients and running statistics to the bit those without a checkpoint, one meeting a call."""
+"""Checkpoints that replay: gradients and running statistics as without, to the bit, and one meeting a call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 import wholebatch
+from ranks import run_ranks
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.replay import _Entry, attend

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LazyBatchNorm2d,
         LazyBatchNorm3d,
     )
+    from wholebatch.recomputing import saving_inputs
     from wholebatch.sharing.replay import replay, replayed
 
 __version__ = version("wholebatch")
@@ -38,6 +39,7 @@ __all__ = [
     "functional",
     "replay",
     "replayed",
+    "saving_inputs",
 ]
 
 # Where each name lives; a module is imported, and torch with it, only when a name of it is asked for.
@@ -52,6 +54,7 @@ _ROOMS = {
         "LazyBatchNorm2d",
         "LazyBatchNorm3d",
     ),
+    "wholebatch.recomputing": ("saving_inputs",),
     "wholebatch.sharing.replay": ("replay", "replayed"),
 }
 

@@ -42,6 +42,7 @@ class Call:
         constant: ``(mean, rstd)`` that do not depend on the input (evaluation); None: the mini-batch's own.
         moments: those of the whole mini-batch; given beforehand they are used as they are (a recomputation), and
             otherwise found by the forward pass.
+        statistics: ``(mean, rstd)`` that the forward pass used.
     """
 
     kernel: Kernel
@@ -51,6 +52,7 @@ class Call:
     layer: str = "batch_norm"
     constant: tuple[Tensor, Tensor] | None = None
     moments: Moments | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
 
 
 class BatchNormFunction(torch.autograd.Function):
@@ -68,6 +70,7 @@ class BatchNormFunction(torch.autograd.Function):
     ) -> Tensor:
         affine = Affine(weight, bias, residual, call.slope, mask)
         y, mean, rstd = normalise(z, affine, call)
+        call.statistics = mean, rstd
         # The residual is needed only to find again on which side of 0 the activation was.
         ctx.save_for_backward(z, weight, bias, residual if call.slope != 1 else None, mask, mean, rstd)
         ctx.call, ctx.has_residual = call, residual is not None

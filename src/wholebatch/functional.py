@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,12 @@ from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call
 from wholebatch.kernels.batch_norm import accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
+from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
 from wholebatch.sharing.replay import attend, unseen
 from wholebatch.traced import batch_norm_traced
+
+Save = Literal["input"] | None
 
 
 def batch_norm(
@@ -31,6 +35,7 @@ def batch_norm(
     mask: Tensor | None = None,
     activation: Activation = None,
     residual: Tensor | None = None,
+    save: Save = None,
     layer: str = "batch_norm",
 ) -> Tensor:
     """Batch normalization over the whole mini-batch, however it is split.
@@ -59,12 +64,17 @@ def batch_norm(
         activation: a name, function or module, see :func:`wholebatch.activations.resolve_activation`. Same numbers as
             the activation called afterwards; ReLU and leaky ReLU are fused.
         residual: of ``input``'s shape and dtype, added before the activation; same numbers as added afterwards.
+        save: ``"input"``: within :func:`wholebatch.saving_inputs` whoever saves the output for backward, the next
+            layer mostly, saves how to form it again from ``input``. None: the output itself.
         layer: its name in errors.
 
     Raises:
-        ValueError: shapes that do not fit, one value per channel in training, no running statistics in evaluation.
+        ValueError: shapes that do not fit, one value per channel in training, no running statistics in evaluation, an
+            unknown ``save``.
         TypeError: an input that is not floating, a mask that is not bool.
     """
+    if save not in (None, "input"):
+        raise ValueError(f"save is {save!r}; it must be None or 'input'")
     slope, function = resolve_activation(activation)
     if not training and (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
         return _evaluate(input, running_mean, running_var, weight, bias, eps, mask, slope, function, residual)
@@ -107,6 +117,8 @@ def batch_norm(
         with unseen():
             y = _run(call, input, weight, bias, residual, mask, *running, momentum)
         visit.record(call.moments)
+    if save is not None and y.requires_grad:
+        plan_output(y, input, call, weight, bias, residual, mask)
     return _finish(y, function, mask)
 
 

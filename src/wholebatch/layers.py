@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from wholebatch.activations import Activation, resolve_activation
+from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
 from wholebatch.sharing import ProcessGroupLike
 from wholebatch.sharing.replay import count_call
-
-Save = Literal["input"] | None
 
 
 class WholeBatchNorm(_BatchNorm):
@@ -98,6 +97,7 @@ class WholeBatchNorm(_BatchNorm):
             mask=mask,
             activation=self.activation,
             residual=residual,
+            save=self.save,
             layer=self.name,
         )
         if tracking and self.num_batches_tracked is not None:

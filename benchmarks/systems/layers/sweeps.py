@@ -1,6 +1,7 @@
 """The floor: as many plain vectorised sweeps as a layer needs at least, over outputs allocated as a layer's are.
 
-No arithmetic of a norm is done: sums read a tensor, copies and additions read one or two and write a new one.
+No arithmetic of a norm is done: a sum reads a tensor, a dot product two; a copy reads one, an addition two, and write a
+new one.
 """
 
 from __future__ import annotations
@@ -45,14 +46,13 @@ class Sweeps:
             outputs.append(z + self.residuals[i] if self.residuals else z.clone())
         for i in reversed(range(len(self.inputs))):
             z, dy = self.inputs[i], self.gradients[i]
-            z.sum()
             if self.residuals:
-                self.residuals[i].sum()
-                kept = dy.clone()  # the residual's gradient, which a ReLU has cut
+                torch.dot(z, self.residuals[i])
+                kept = dy.clone()  # the residual's gradient, as the ReLU cut it
                 new = z + kept
                 del kept
             else:
-                dy.sum()
+                torch.dot(z, dy)
                 new = z + dy
             del new
             outputs.pop()

@@ -1,6 +1,8 @@
 """Who shares the mini-batch: processes, micro-batches; and what activation checkpointing replays."""
 
+from wholebatch.sharing.diagnosis import MeetingError
 from wholebatch.sharing.groups import ProcessGroupLike, sharing_of
 from wholebatch.sharing.sharing import Meeting, Sharing
+from wholebatch.sharing.timeout import set_timeout
 
-__all__ = ["Meeting", "ProcessGroupLike", "Sharing", "sharing_of"]
+__all__ = ["Meeting", "MeetingError", "ProcessGroupLike", "Sharing", "set_timeout", "sharing_of"]

@@ -1,0 +1,77 @@
+"""The group's notice board, in the store that ``torch.distributed`` keeps for it: what ranks tell without a meeting.
+
+Each rank puts its card there as it comes to the first meeting. Whoever finds the group in trouble sounds the alarm;
+each rank then writes where it stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from wholebatch.sharing.diagnosis import Doing, Position
+from wholebatch.sharing.header import Header
+
+_ALARM = "alarm"
+
+
+class Board:
+    """Notices of each rank, as JSON. Where the store's process is gone, calls raise RuntimeError, as torch does."""
+
+    def __init__(self, store: Store) -> None:
+        # A connection of its own: the person's thread may sit in a wait on theirs, and holds it while it does.
+        with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
+            store = store.clone()  # type: ignore[attr-defined]
+        self.store = PrefixStore("wholebatch", store)
+
+    def put(self, kind: str, rank: int, notice: Any) -> None:
+        """Replace a rank's notice of this kind."""
+        self.store.set(f"{kind}/{rank}", json.dumps(notice))
+
+    def get(self, kind: str, rank: int) -> Any:
+        """A rank's notice of this kind, or None."""
+        key = f"{kind}/{rank}"
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def wait(self, kind: str, ranks: list[int], seconds: float) -> bool:
+        """Whether all of these ranks have put a notice of this kind, waiting so long for it."""
+        keys = [f"{kind}/{rank}" for rank in ranks]
+        try:
+            self.store.wait(keys, timedelta(seconds=seconds))
+        except RuntimeError:  # the time is up; a store that is gone says so at the check
+            return bool(self.store.check(keys))
+        return True
+
+    def sound(self) -> None:
+        """Ask every rank to say where it stands."""
+        self.store.set(_ALARM, "1")
+
+    def sounds(self) -> bool:
+        """Whether somebody has sounded the alarm."""
+        return bool(self.store.check([_ALARM]))
+
+    def put_position(self, rank: int, position: Position) -> None:
+        """Say where this rank stands."""
+        header = position.header
+        notice = [int(position.doing), position.number, position.seconds, position.text, position.pid]
+        if header is not None:
+            dtype = str(header.dtype).removeprefix("torch.")
+            notice += [header.layer, header.phase, header.vectors, header.channels, dtype]
+        self.put("position", rank, notice)
+
+    def get_position(self, rank: int) -> Position | None:
+        """Where a rank says it stands; None: it has said nothing."""
+        notice = self.get("position", rank)
+        if notice is None:
+            return None
+        doing, number, seconds, text, pid, *rest = notice
+        header = None
+        if rest:
+            layer, phase, vectors, channels, dtype = rest
+            header = Header(layer, phase, vectors, channels, getattr(torch, dtype))
+        return Position(Doing(doing), number, seconds, header, text, pid)

@@ -1,0 +1,163 @@
+"""Ranks of several hosts, or without the compiled part, meet by gloo: one all_gather of a fixed size per meeting.
+
+gloo aborts the process where ranks bring different sizes, so the first message has always the same: a header, then as
+many numbers as fit. What does not fit follows in a second one, after the headers agreed and with them the size.
+
+The group is one of our own, so that a collective that never ends leaves the person's group as it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import Work
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store
+
+from wholebatch.sharing.diagnosis import Doing, explain_disagreement
+from wholebatch.sharing.header import HEADER_BYTES, Header
+from wholebatch.sharing.lookout import SLICE, Lookout
+
+_LONG = timedelta(days=1)  # gloo's own limit: ours come first
+_FRONT = struct.Struct("<QQd")  # stands by, number, count
+_FRONT_WORDS = (_FRONT.size + HEADER_BYTES) // 8
+_FIRST = 512  # numbers in the first message: 4 KiB, the moments of 256 channels
+
+
+class _Front(NamedTuple):
+    idle: bool
+    number: int
+    elements: float
+    header: bytes
+
+
+class Gloo:
+    """A :class:`wholebatch.sharing.transport.Transport` for float32 and float64 on the CPU."""
+
+    def __init__(self, store: Store, lookout: Lookout) -> None:
+        self._lookout, self._rank, self._ranks = lookout, lookout.rank, len(lookout.known)
+        self._sent = torch.zeros(_FRONT_WORDS + _FIRST, dtype=torch.int64)
+        self._received = torch.zeros((self._ranks, _FRONT_WORDS + _FIRST), dtype=torch.int64)
+        self._header = b"\0" * HEADER_BYTES  # of the last meeting
+        self._group = self._connect(PrefixStore("gloo", store))
+        lookout.answer()
+
+    def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
+        payload = torch.cat([vector.reshape(-1) for vector in vectors]).double()
+        self._header = header
+        number = self._lookout.known[self._rank].number + 1
+        self._lookout.stand(Doing.MEETING, number=number, header=Header.unpack(header))
+        fronts = self._gather_fronts(_Front(False, number, count, header), payload, limited=True)
+        if any(not front.idle and front.header != header for front in fronts):
+            raise explain_disagreement(self._lookout.known, self._rank)
+        gathered = self._gather_payloads(payload, limited=True)
+        for row, front in zip(gathered, fronts, strict=True):
+            row[0] = front.elements
+            if front.idle:
+                row[:] = 0
+        self._lookout.stand(Doing.OUTSIDE)
+        return gathered
+
+    def stand_by(self) -> bool:
+        number = self._lookout.known[self._rank].number
+        self._lookout.stand(Doing.STANDING_BY)
+        nothing = torch.zeros(0, dtype=torch.float64)
+        fronts = self._gather_fronts(_Front(True, number, 0, self._header), nothing, limited=False)
+        active = [front for front in fronts if not front.idle]
+        if not active:
+            self._lookout.stand(Doing.OUTSIDE)
+            return False
+        if any(front.header != active[0].header for front in active):
+            raise explain_disagreement(self._lookout.known, self._rank)
+        header = Header.unpack(active[0].header)
+        assert header is not None
+        self._lookout.stand(Doing.STANDING_BY, number=active[0].number)
+        self._gather_payloads(torch.zeros(header.vectors * header.channels, dtype=torch.float64), limited=False)
+        return True
+
+    def leave(self, doing: Doing, text: str) -> None:
+        self._lookout.leave(doing, text)
+        if doing != Doing.ENDED:
+            # The group's destructor waits for its collectives, and one of them may never end: it is never destroyed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+
+    def _connect(self, store: Store) -> ProcessGroupGloo:
+        made: list[ProcessGroupGloo] = []
+        failed: list[RuntimeError] = []
+
+        def connect() -> None:
+            try:
+                made.append(ProcessGroupGloo(store, self._rank, self._ranks, _LONG))
+            except RuntimeError as error:
+                failed.append(error)
+
+        # In a thread: it comes back only when all ranks are connected.
+        thread = threading.Thread(target=connect, name="wholebatch gloo", daemon=True)
+        thread.start()
+        since = time.monotonic()
+        thread.join(SLICE)
+        while thread.is_alive():
+            self._lookout.look(time.monotonic() - since)
+            thread.join(SLICE)
+        if failed:
+            raise self._lookout.explain(time.monotonic() - since, str(failed[0])) from failed[0]
+        return made[0]
+
+    def _gather_fronts(self, own: _Front, payload: Tensor, *, limited: bool) -> list[_Front]:
+        front = bytearray(_FRONT.pack(*own[:3]) + own.header)
+        self._sent[:_FRONT_WORDS] = torch.frombuffer(front, dtype=torch.int64)
+        first = payload[:_FIRST]
+        self._sent[_FRONT_WORDS : _FRONT_WORDS + len(first)] = first.view(torch.int64)
+        self._wait(self._gather(self._received, self._sent), limited)
+        fronts = []
+        for rank, row in enumerate(self._received[:, :_FRONT_WORDS].numpy()):
+            packed = row.tobytes()
+            idle, number, count = _FRONT.unpack_from(packed)
+            header = packed[_FRONT.size :]
+            if rank != self._rank:
+                self._lookout.known[rank] = replace(
+                    self._lookout.known[rank],
+                    doing=Doing.STANDING_BY if idle else Doing.MEETING,
+                    number=number,
+                    header=Header.unpack(header),
+                )
+            fronts.append(_Front(bool(idle), number, count, header))
+        return fronts
+
+    def _gather_payloads(self, payload: Tensor, *, limited: bool) -> Tensor:
+        """``(ranks, 1 + elements)``, the first column not filled in."""
+        elements = len(payload)
+        first = min(elements, _FIRST)
+        gathered = torch.empty((self._ranks, 1 + elements), dtype=torch.float64)
+        gathered[:, 1 : 1 + first] = self._received[:, _FRONT_WORDS : _FRONT_WORDS + first].view(torch.float64)
+        if elements > first:
+            rest = torch.empty((self._ranks, elements - first), dtype=torch.float64)
+            self._wait(self._gather(rest, payload[first:].contiguous()), limited)
+            gathered[:, 1 + first :] = rest
+        return gathered
+
+    def _gather(self, received: Tensor, sent: Tensor) -> Work:
+        work: Work = self._group._allgather_base(received.view(-1), sent)  # type: ignore[attr-defined]
+        return work
+
+    def _wait(self, work: Work, limited: bool) -> None:
+        since = time.monotonic()
+        while True:
+            try:
+                work.wait(timedelta(seconds=SLICE))
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    break
+            self._lookout.look(time.monotonic() - since, limited=limited)
+        try:
+            work.wait(timedelta(seconds=SLICE))  # it may have come to a good end just after the slice did
+        except RuntimeError as error:
+            raise self._lookout.explain(time.monotonic() - since, str(error)) from error

@@ -1,0 +1,116 @@
+"""Keeping an eye on ranks that cannot be seen in shared memory: by their notices on the board, and by their processes.
+
+A rank that waits looks around between the slices of its wait. A rank in trouble sounds the alarm, and then everyone
+says where it stands; a thread does it for a rank that is stuck in something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from wholebatch.sharing.board import Board
+from wholebatch.sharing.diagnosis import LOST, Doing, MeetingError, Position, explain_absence
+from wholebatch.sharing.host import Process
+
+SLICE = 0.2  # seconds between two looks
+_ANSWER = 1.0  # seconds that ranks get to say where they stand
+
+
+class Lookout:
+    """One rank's view of its group.
+
+    Attributes:
+        rank: this rank.
+        known: where each rank stood when it was last heard of; at ``rank`` itself, where it stands.
+    """
+
+    def __init__(self, board: Board, rank: int, ranks: int, timeout: Callable[[], float]) -> None:
+        self.rank, self._board, self._timeout = rank, board, timeout
+        self.known = [Position(Doing.ABSENT)] * ranks
+        self._near: dict[int, Process] = {}
+        self._moment = time.monotonic()  # when this rank came to stand where it does
+        self._suspicious = False
+        self._left = threading.Event()
+
+    def meet_processes(self, processes: Sequence[Process]) -> None:
+        """Now it is known who the ranks are, and that all have come."""
+        own = processes[self.rank]
+        self._near = {r: p for r, p in enumerate(processes) if r != self.rank and p.is_near(own)}
+        for r, process in enumerate(processes):
+            doing = self.known[r].doing if r == self.rank else Doing.OUTSIDE
+            self.known[r] = replace(self.known[r], doing=doing, pid=process.pid)
+
+    def stand(self, doing: Doing, **changes: Any) -> None:
+        """This rank stands elsewhere now."""
+        self._moment, self._suspicious = time.monotonic(), False
+        self.known[self.rank] = replace(self.known[self.rank], doing=doing, **changes)
+
+    def look(self, waited: float, *, limited: bool = True) -> None:
+        """To be called every ``SLICE`` seconds of a wait; ``limited``: the timeout counts.
+
+        Raises:
+            MeetingError: the wait is vain.
+        """
+        if limited and waited > self._timeout():
+            raise self.explain(waited)
+        try:
+            trouble = self._board.sounds() or any(process.is_gone() for process in self._near.values())
+        except RuntimeError as error:
+            raise self.explain(waited, f"the store of the process group is gone: {error}") from error
+        # A rank may end when it has given its part, and it takes a moment until the others have it: look twice.
+        if trouble and self._suspicious:
+            raise self.explain(waited)
+        self._suspicious = trouble
+
+    def explain(self, waited: float, lost: str = "") -> MeetingError:
+        """The diagnosis, after a second at most; ``lost``: what the system said of a connection."""
+        with contextlib.suppress(RuntimeError):
+            self._board.sound()
+            self._board.put_position(self.rank, self._own())
+        deadline = time.monotonic() + _ANSWER
+        while True:
+            positions = [self._ask(rank) for rank in range(len(self.known))]
+            if time.monotonic() > deadline or all(position.doing != Doing.SILENT for position in positions):
+                return explain_absence(positions, self.rank, waited, lost)
+            time.sleep(SLICE / 4)
+
+    def leave(self, doing: Doing, text: str) -> None:
+        """This rank will not come any more."""
+        self.stand(doing, text=text)
+        self._left.set()
+        with contextlib.suppress(RuntimeError):
+            self._board.put_position(self.rank, self._own())
+            self._board.sound()
+
+    def answer(self) -> None:
+        """From now on say where this rank stands when somebody asks, whatever it is doing."""
+        threading.Thread(target=self._answer, name="wholebatch lookout", daemon=True).start()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever would read
+            while not self._left.wait(SLICE):
+                if self._board.sounds():
+                    self._board.put_position(self.rank, self._own())
+                    return
+
+    def _own(self) -> Position:
+        return replace(self.known[self.rank], seconds=time.monotonic() - self._moment)
+
+    def _ask(self, rank: int) -> Position:
+        if rank == self.rank:
+            return self._own()
+        said = None
+        with contextlib.suppress(RuntimeError):
+            said = self._board.get_position(rank)
+        if said is not None and said.doing in LOST:
+            return said
+        if rank in self._near and self._near[rank].is_gone():
+            return replace(said or self.known[rank], doing=Doing.GONE)
+        if said is None and self.known[rank].doing != Doing.ABSENT:
+            return replace(self.known[rank], doing=Doing.SILENT, seconds=time.monotonic() - self._moment)
+        return said or self.known[rank]

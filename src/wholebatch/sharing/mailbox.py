@@ -1,0 +1,87 @@
+"""Ranks of one host meet in shared memory (native/mailbox.h): microseconds, and everyone sees where everyone stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wholebatch.sharing.diagnosis import LOST, Doing, MeetingError, Position, explain_absence, explain_disagreement
+from wholebatch.sharing.header import Header
+from wholebatch.sharing.host import Process
+
+if TYPE_CHECKING:
+    from wholebatch._native import Mailbox
+
+_MET, _WAITING, _DISAGREED, _ALL_STAND_BY = range(4)  # native/mailbox.h
+_SLICE = 0.05  # seconds between two looks at signals, and at the ranks that are missing
+
+
+class SharedMemory:
+    """A :class:`wholebatch.sharing.transport.Transport` for float32 and float64 on the CPU."""
+
+    def __init__(self, box: Mailbox, rank: int, processes: Sequence[Process], timeout: Callable[[], float]) -> None:
+        self._box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
+
+    def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
+        first, second = vectors[0], vectors[1] if len(vectors) > 1 else None
+        elements, more = first.numel(), 0 if second is None else second.numel()
+        gathered = torch.empty((len(self._processes), 1 + elements + more), dtype=torch.float64)
+        status = self._box.meet(
+            header,
+            count,
+            first.data_ptr(),
+            elements,
+            0 if second is None else second.data_ptr(),
+            more,
+            first.dtype == torch.float64,
+            gathered.data_ptr(),
+            _SLICE,
+        )
+        if status != _MET:
+            self._wait(status, time.monotonic() - _SLICE, limited=True)
+        return gathered
+
+    def stand_by(self) -> bool:
+        status = self._box.stand_by(_SLICE)
+        if status == _WAITING:
+            status = self._wait(status, time.monotonic() - _SLICE, limited=False)
+        return status != _ALL_STAND_BY
+
+    def leave(self, doing: Doing, text: str) -> None:
+        self._box.mark(int(doing), text.encode())
+
+    def _wait(self, status: int, since: float, *, limited: bool) -> int:
+        while status == _WAITING:
+            self._look_around(time.monotonic() - since, limited)
+            status = self._box.wait(_SLICE)
+        if status == _DISAGREED:
+            # Everyone finds this out at the same time, and stays where it is.
+            raise explain_disagreement(self.positions(), self._rank)
+        return status
+
+    def _look_around(self, waited: float, limited: bool) -> None:
+        missing = self._box.missing()
+        positions = self.positions()
+        if any(positions[rank].doing in LOST for rank in missing) and self._box.missing():
+            raise self._absence(positions, waited)
+        if limited and waited > self._timeout():
+            raise self._absence(positions, waited)
+
+    def _absence(self, positions: Sequence[Position], waited: float) -> MeetingError:
+        return explain_absence(positions, self._rank, waited)
+
+    def positions(self) -> list[Position]:
+        """Where every rank stands, as its memory and the system say."""
+        return [self._position(rank) for rank in range(len(self._processes))]
+
+    def _position(self, rank: int) -> Position:
+        code, number, seconds, header, text = self._box.position(rank)
+        process, doing = self._processes[rank], Doing(code)
+        if rank != self._rank and doing not in LOST and process.is_gone():
+            doing = Doing.GONE
+        found = Header.unpack(header) if number else None
+        return Position(doing, number, seconds, found, text.decode(errors="replace"), process.pid)

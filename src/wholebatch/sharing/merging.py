@@ -1,0 +1,53 @@
+"""The parts that all ranks brought, merged in rank order in float64: the same bits on every rank, by any transport.
+
+``gathered`` is ``(ranks, 1 + k * C)`` float64: each rank's count, then its vectors. The compiled twin
+(native/merging.h) does the same operations in the same order.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from wholebatch.kernels import native_available, native_module
+from wholebatch.moments import Moments
+
+
+def merge_moments(gathered: Tensor, like: Tensor) -> Moments:
+    """The moments of all ranks together, of ``like``'s dtype ``(C,)``. A rank of count 0 leaves no trace."""
+    ranks, channels = gathered.shape[0], like.shape[0]
+    if gathered.is_cpu and native_available():
+        out = torch.empty((2, channels), dtype=like.dtype)
+        wide = like.dtype == torch.float64
+        count = native_module().merge_moments(gathered.data_ptr(), ranks, channels, out.data_ptr(), wide)
+        return Moments(count, out[0], out[1])
+    return merge_moments_torch(gathered, like)
+
+
+def merge_moments_torch(gathered: Tensor, like: Tensor) -> Moments:
+    """The twin in torch, on any device; a GPU is waited for once, for the counts."""
+    channels = like.shape[0]
+    counts = gathered[:, 0].tolist()
+    parts = [Moments(n, row[1 : 1 + channels], row[1 + channels :]) for n, row in zip(counts, gathered, strict=True)]
+    whole = reduce(Moments.merge, parts)
+    if whole.count == 0:
+        return Moments(0.0, torch.zeros_like(like), torch.zeros_like(like))
+    return Moments(whole.count, whole.mean.to(like.dtype), whole.m2.to(like.dtype))
+
+
+def add_parts(gathered: Tensor, like: Tensor) -> Tensor:
+    """The sum of all ranks' vectors, of ``like``'s shape and dtype."""
+    if gathered.is_cpu and native_available():
+        out = torch.empty(like.shape, dtype=like.dtype)
+        wide = like.dtype == torch.float64
+        native_module().add_parts(gathered.data_ptr(), gathered.shape[0], like.numel(), out.data_ptr(), wide)
+        return out
+    return add_parts_torch(gathered, like)
+
+
+def add_parts_torch(gathered: Tensor, like: Tensor) -> Tensor:
+    """The twin in torch. One rank after the other: torch's own sum has an order of its own."""
+    total: Tensor = reduce(torch.add, gathered[:, 1:])
+    return total.view(like.shape).to(like.dtype)

@@ -1,0 +1,160 @@
+"""The mini-batch over the processes of a ``torch.distributed`` group."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import _get_process_group_store
+
+from wholebatch.moments import Moments
+from wholebatch.sharing import exits, merging
+from wholebatch.sharing.board import Board
+from wholebatch.sharing.collective import Collective
+from wholebatch.sharing.diagnosis import Doing, MeetingError
+from wholebatch.sharing.header import pack
+from wholebatch.sharing.lookout import Lookout
+from wholebatch.sharing.opening import open_transport
+from wholebatch.sharing.sharing import Meeting
+from wholebatch.sharing.timeout import chosen_timeout
+from wholebatch.sharing.transport import Transport
+
+
+class Processes:
+    """The ranks of a group. The first meeting, of all ranks together, opens the way that they will meet.
+
+    Parts are merged in rank order in float64, so every rank has the same bits, whatever the transport. After an error
+    the ranks are no longer at the same place: every later call raises that error again.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.thread = threading.get_ident()
+        self._group = weakref.ref(group)  # these are kept by their group, and do not keep it
+        self._group_timeout = _timeout_of(group)
+        self._process = os.getpid()
+        self._board = Board(_get_process_group_store(group))
+        self._lookout = Lookout(self._board, self.rank, self.ranks, self.timeout)
+        self._on_host: Transport | None = None
+        self._on_device: Transport | None = None
+        self._broken: MeetingError | None = None
+        exits.watch(self)
+
+    def merge(self, moments: Moments, meeting: Meeting) -> Moments:
+        """See :class:`wholebatch.sharing.Sharing`.
+
+        Raises:
+            MeetingError: the ranks do not meet here, and a table of where they are.
+            TypeError: the moments are neither float32 nor float64.
+        """
+        mean = moments.mean
+        transport, device = self._transport(mean)
+        own = (mean.to(device).contiguous(), moments.m2.to(device).contiguous())
+        header = pack(meeting.layer, meeting.phase, 2, mean.shape[0], mean.dtype)
+        whole = merging.merge_moments(self._exchange(transport, header, moments.count, own), own[0])
+        if device == mean.device:
+            return whole
+        return Moments(whole.count, whole.mean.to(mean.device), whole.m2.to(mean.device))
+
+    def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
+        """See :class:`wholebatch.sharing.Sharing`. Errors as :meth:`merge`."""
+        transport, device = self._transport(vectors)
+        own = vectors.to(device).contiguous()
+        channels = vectors.shape[-1]
+        rows = vectors.shape[0] if vectors.dim() == 2 else 1
+        header = pack(meeting.layer, meeting.phase, rows, channels, vectors.dtype)
+        return merging.add_parts(self._exchange(transport, header, 0, (own,)), own).to(vectors.device)
+
+    def stand_by(self) -> bool:
+        """Take part in one meeting of the others with no examples, whatever it is. False: all ranks stand by."""
+        if self._on_device is not None:
+            return self._on_device.stand_by()
+        self._check()
+        try:
+            return self._open().stand_by()
+        except BaseException as error:
+            self._break(error)
+            raise
+
+    def timeout(self) -> float:
+        """Seconds that a rank waits for the others."""
+        return chosen_timeout() or self._group_timeout
+
+    def leave(self, doing: Doing, text: str) -> None:
+        """Tell the others that this rank will not come any more, and why."""
+        if self._broken is None and self._process == os.getpid():
+            (self._on_host or self._lookout).leave(doing, text)
+
+    def _exchange(self, transport: Transport, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
+        self.thread = threading.get_ident()
+        try:
+            return transport.exchange(header, count, vectors)
+        except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
+            self._break(error)
+            raise
+
+    def _transport(self, vectors: Tensor) -> tuple[Transport, torch.device]:
+        """And the device from which it takes vectors."""
+        self._check()
+        device = vectors.device
+        if device.type != "cpu" and self._serves(device):
+            if self._on_device is None:
+                group = self._group()
+                assert group is not None
+                self._on_device = Collective(group)
+            return self._on_device, device
+        return self._on_host or self._open(), torch.device("cpu")
+
+    def _serves(self, device: torch.device) -> bool:
+        """Whether the group has a backend for that device. gloo would copy to the host: so do we, with a diagnosis."""
+        group = self._group()
+        try:
+            return group is not None and group._get_backend(device).name() != "gloo"
+        except RuntimeError:
+            return False
+
+    def _open(self) -> Transport:
+        if self._on_host is None:
+            try:
+                self._on_host = open_transport(self._board, self._lookout, self.ranks, self.timeout)
+            except BaseException as error:
+                self._break(error)
+                raise
+        return self._on_host
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise MeetingError(str(self._broken), self._broken.positions)
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"process {os.getpid()} was forked from rank {self.rank} (process {self._process}) and is not a rank: "
+                "initialise torch.distributed in it, or train in the rank itself"
+            )
+
+    def _break(self, error: BaseException) -> None:
+        if self._broken is not None:
+            return
+        text = exits.describe(error, type(error))
+        if isinstance(error, MeetingError):
+            self.leave(Doing.GAVE_UP, str(error).splitlines()[0])
+            self._broken = error
+        else:
+            self.leave(Doing.RAISED, text)
+            self._broken = MeetingError(
+                f"batch norm over ranks stopped: rank {self.rank} left a meeting, raising {text}"
+            )
+
+
+def _timeout_of(group: ProcessGroup) -> float:
+    for device in ("cpu", "cuda"):
+        try:
+            return float(group._get_backend(torch.device(device)).options._timeout.total_seconds())
+        except (RuntimeError, AttributeError):
+            continue
+    return default_pg_timeout.total_seconds()

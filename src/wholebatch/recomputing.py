@@ -73,18 +73,21 @@ class _Plan:
     dtype: torch.dtype
     start: int
     extent: int
-    made: weakref.ref[Tensor] | None = None
+    made: tuple[StorageWeakRef, tuple[Any, ...]] | None = None
 
     def make(self, input: _Kept) -> Tensor:
-        """The output; the one that was made before, while somebody still uses it."""
-        y = None if self.made is None else self.made()
-        if y is None:
-            parts = {name: kept.unpack() for name, kept in self.parts.items()}
-            mean, rstd = parts.pop("mean"), parts.pop("rstd")
-            residual = None if self.residual is None else self.residual.unpack()
-            with torch.no_grad():
-                y = self.kernel.apply(input.unpack(), mean, rstd, Affine(residual=residual, slope=self.slope, **parts))
-            self.made = weakref.ref(y)
+        """The output; in the memory of the one that was made before, while somebody still uses that."""
+        if self.made is not None:
+            storage, shape = self.made
+            found = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)
+            if found is not None:
+                return torch.empty(0, dtype=self.dtype, device=found.device).set_(found, *shape)
+        parts = {name: kept.unpack() for name, kept in self.parts.items()}
+        mean, rstd = parts.pop("mean"), parts.pop("rstd")
+        residual = None if self.residual is None else self.residual.unpack()
+        with torch.no_grad():
+            y = self.kernel.apply(input.unpack(), mean, rstd, Affine(residual=residual, slope=self.slope, **parts))
+        self.made = StorageWeakRef(y.untyped_storage()), (y.storage_offset(), y.size(), y.stride())  # type: ignore[no-untyped-call]
         return y
 
 

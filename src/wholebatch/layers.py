@@ -84,6 +84,9 @@ class WholeBatchNorm(_BatchNorm):
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if tracking and self.momentum is None and self.num_batches_tracked is not None:
             momentum = 1.0 / (self.num_batches_tracked + 1).to(torch.float64)
+        # A compiler follows no mark on a tensor; there the module that follows does its activation itself.
+        marks = self.marks and not torch.compiler.is_compiling()
+        activation = None if self.marks and not marks else self.activation
         y = batch_norm(
             input,
             self.running_mean if used else None,
@@ -95,15 +98,15 @@ class WholeBatchNorm(_BatchNorm):
             self.eps,
             process_group=self.process_group,
             mask=mask,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
             save=self.save,
             layer=self.name,
         )
         if tracking and self.num_batches_tracked is not None:
             count_call(self.num_batches_tracked)
-        if self.marks:
-            y.activated_with = resolve_activation(self.activation)[0]  # type: ignore[attr-defined]
+        if marks:
+            y.activated_with = resolve_activation(activation)[0]  # type: ignore[attr-defined]
         return y
 
     def extra_repr(self) -> str:

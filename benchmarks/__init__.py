@@ -1,1 +1,1 @@
-"""Measurements of wholebatch and its peers, run from the checkout: ``python -m benchmarks step|layer|scaling|fit``."""
+"""Measurements of wholebatch and its peers, run from the checkout: ``python -m benchmarks --help``."""

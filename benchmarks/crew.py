@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Protocol, Self, cast
 
 from benchmarks import cores
 from benchmarks.systems import SYSTEMS, TUNED, System
@@ -27,6 +27,26 @@ class WorkerError(Exception):
     def __init__(self, message: str, *, left_out: bool = False) -> None:
         super().__init__(message)
         self.left_out = left_out
+
+
+class Asked(Protocol):
+    """What rounds are measured with: a process, or several that are asked together."""
+
+    system: str
+    threads: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        ...
+
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer, or raise :class:`WorkerError`."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class Worker:
@@ -54,16 +74,27 @@ class Worker:
         Raises:
             WorkerError: the worker died, does not answer, or tells why it cannot; a silent one is ended.
         """
-        pipe, answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
-        try:
-            pipe.write(json.dumps({"do": do, **values}).encode() + b"\n")
-            pipe.flush()
-        except OSError:  # it is gone; the empty answer below says so
-            pass
-        if not select.select([answers], [], [], self.patience)[0]:
+        self.send(do, **values)
+        if not select.select([self.answers], [], [], self.patience)[0]:
             self.close()
             raise WorkerError(f"it gave no answer within {self.patience:.0f} seconds and was ended")
-        line = answers.readline()
+        return self.receive()
+
+    @property
+    def answers(self) -> IO[bytes]:
+        """Where its answers come from."""
+        return cast(IO[bytes], self.process.stdout)
+
+    def send(self, do: str, **values: Any) -> None:
+        """Send a request; :meth:`receive` gives its answer."""
+        pipe = cast(IO[bytes], self.process.stdin)
+        with contextlib.suppress(OSError):  # it is gone; the empty answer will say so
+            pipe.write(json.dumps({"do": do, **values}).encode() + b"\n")
+            pipe.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """The answer that has come, or raise :class:`WorkerError`."""
+        line = self.answers.readline()
         if not line:
             raise WorkerError(self._epitaph())
         answer: dict[str, Any] = json.loads(line)
@@ -100,7 +131,7 @@ class Crew:
 
     def __init__(self, places: Sequence[int], systems: Mapping[str, System] = SYSTEMS) -> None:
         self.places, self.systems = places, systems  # cores; a worker with n threads stands on the first n
-        self.workers: dict[tuple[str, int], Worker] = {}
+        self.workers: dict[tuple[str, int], Asked] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -109,14 +140,18 @@ class Crew:
         for worker in self.workers.values():
             worker.close()
 
-    def start(self, system: str, threads: int) -> Worker:
+    def start(self, system: str, threads: int) -> Asked:
         """The worker of this system and number of threads; a new one where there is none."""
         key = system, threads
         if key not in self.workers:
-            self.workers[key] = Worker(system, self.places[:threads], self.systems.get(system))
+            self.workers[key] = self.make(system, threads)
         return self.workers[key]
 
-    def dismiss(self, worker: Worker) -> None:
+    def make(self, system: str, threads: int) -> Asked:
+        """A new worker."""
+        return Worker(system, self.places[:threads], self.systems.get(system))
+
+    def dismiss(self, worker: Asked) -> None:
         """End a worker that failed."""
         worker.close()
         self.workers.pop((worker.system, worker.threads), None)

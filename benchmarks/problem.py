@@ -1,4 +1,4 @@
-"""What one measured net trains on: the same for every system."""
+"""What is measured, as plain values that go through a pipe as JSON: the same for every system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """A net, its mini-batch and its optimizer, as plain values that go through a pipe as JSON."""
+    """A net, its mini-batch and its optimizer."""
 
     batch: int
     sizes: tuple[int, ...]
@@ -46,3 +46,17 @@ class Problem:
         rows = self.batch * self.batches
         x = random.standard_normal((rows, self.sizes[0]), dtype=np.float32)
         return x, random.integers(0, self.sizes[-1], rows)
+
+
+@dataclass(frozen=True)
+class SharingProblem:
+    """``(rows, channels)`` float32 on each rank. ``kind``: ``local``, ``shared`` or ``all_gather``."""
+
+    rows: int
+    channels: int
+    kind: str
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> SharingProblem:
+        """From parsed JSON."""
+        return cls(**values)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.crew import Crew, Worker, WorkerError
+from benchmarks.crew import Asked, Crew, WorkerError
 from benchmarks.talk import Talk
 
 if TYPE_CHECKING:
@@ -99,12 +99,15 @@ def measure(
     talk: Talk,
     between: Callable[[], None] = lambda: None,
     least_steps: Mapping[str, int] = LEAST_STEPS,
+    burst: float = BURST_SECONDS,
 ) -> Timings:
-    """Time ``repeats`` rounds; ``between()`` is called before each. A burst has some 30 ms of steps, or the least.
+    """Time ``repeats`` rounds; ``between()`` is called before each.
+
+    A burst has so many steps as take ``burst`` seconds, but at least those that ``least_steps`` has for the system.
 
     A contender that cannot be built, or whose worker fails, is told and left out of the result.
     """
-    ready, timings = _build(crew, problems, talk, least_steps)
+    ready, timings = _build(crew, problems, talk, least_steps, burst)
     order = list(ready)
     shuffle = random.Random(0).shuffle
     timings.seconds = {contender: [float("nan")] * repeats for contender in order}
@@ -127,9 +130,13 @@ def measure(
 
 
 def _build(
-    crew: Crew, problems: Mapping[Contender, DataclassInstance], talk: Talk, least_steps: Mapping[str, int]
-) -> tuple[dict[Contender, tuple[Worker, int]], Timings]:
-    ready: dict[Contender, tuple[Worker, int]] = {}
+    crew: Crew,
+    problems: Mapping[Contender, DataclassInstance],
+    talk: Talk,
+    least_steps: Mapping[str, int],
+    burst: float,
+) -> tuple[dict[Contender, tuple[Asked, int]], Timings]:
+    ready: dict[Contender, tuple[Asked, int]] = {}
     timings = Timings()
     for number, (contender, problem) in enumerate(problems.items()):
         worker = crew.workers.get((contender.system, contender.threads))
@@ -138,7 +145,7 @@ def _build(
         talk.progress(f"building {contender}")
         least = least_steps.get(contender.system, 1)
         try:
-            built = worker.ask("build", number=number, problem=asdict(problem), seconds=BURST_SECONDS, least=least)
+            built = worker.ask("build", number=number, problem=asdict(problem), seconds=burst, least=least)
         except WorkerError as error:
             _lose(crew, worker, contender, error, talk)
             continue
@@ -148,7 +155,7 @@ def _build(
     return {contender: pair for contender, pair in ready.items() if pair[0].alive}, timings
 
 
-def _lose(crew: Crew, worker: Worker, contender: Contender, error: WorkerError, talk: Talk) -> None:
+def _lose(crew: Crew, worker: Asked, contender: Contender, error: WorkerError, talk: Talk) -> None:
     talk.note(f"{contender} is left out: {error}")
     if not worker.alive:
         crew.dismiss(worker)

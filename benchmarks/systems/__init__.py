@@ -53,6 +53,9 @@ LAYER_SYSTEMS = {
 }
 LAYER_PEERS = ("torch", "tuned", "compile", "compile-default")
 
+# Of the measurement of ranks that share a mini-batch; the kind is chosen by the problem.
+SHARING_SYSTEMS = dict.fromkeys(("local", "shared", "all_gather"), System("ranks", {"GLOO_SOCKET_IFNAME": "lo"}))
+
 
 class LeftOut(Exception):
     """A system that cannot be measured here; the message has the reason and the remedy."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from io import StringIO
+from typing import Any
 
 from wholebatch.sharing.header import Header
 
@@ -54,14 +55,15 @@ class Position:
 
     def __str__(self) -> str:
         process = "its process" if self.pid is None else f"process {self.pid}"
+        meeting = "in this meeting" if self.number else "for the first meeting"
         return {
             Doing.ABSENT: "has not come to a first meeting",
             Doing.OUTSIDE: f"not in a meeting since {self.seconds:.1f} s",
-            Doing.MEETING: f"waiting in this meeting since {self.seconds:.1f} s",
+            Doing.MEETING: f"waiting {meeting} since {self.seconds:.1f} s",
             Doing.STANDING_BY: "out of data, standing by",
             Doing.RAISED: f"raised {self.text}",
             Doing.ENDED: f"{process} has ended",
-            Doing.GAVE_UP: f"gave up: {self.text}",
+            Doing.GAVE_UP: f"gave up, because {self.text}",
             Doing.GONE: f"{process} is gone",
             Doing.SILENT: f"does not answer; its last meeting was {self.seconds:.1f} s ago",
         }[self.doing]
@@ -71,15 +73,20 @@ class MeetingError(RuntimeError):
     """The ranks of a group cannot meet at a batch-norm layer. The text is a table of where each of them stands.
 
     Attributes:
+        cause: in a few words.
         positions: the table, in rank order.
     """
 
-    def __init__(self, text: str, positions: Sequence[Position] = ()) -> None:
+    def __init__(self, text: str, cause: str = "", positions: Sequence[Position] = ()) -> None:
         super().__init__(text)
-        self.positions = tuple(positions)
+        self.cause, self.positions = cause, tuple(positions)
 
-    def __reduce__(self) -> tuple[type[MeetingError], tuple[str, tuple[Position, ...]]]:
-        return MeetingError, (str(self), self.positions)
+    def again(self) -> MeetingError:
+        """The same error, to be raised once more."""
+        return MeetingError(str(self), self.cause, self.positions)
+
+    def __reduce__(self) -> tuple[type[MeetingError], tuple[Any, ...]]:
+        return MeetingError, (str(self), self.cause, self.positions)
 
 
 def explain_absence(positions: Sequence[Position], rank: int, waited: float, broken: str = "") -> MeetingError:
@@ -88,15 +95,15 @@ def explain_absence(positions: Sequence[Position], rank: int, waited: float, bro
     ``broken``: what the system said of a connection that was lost.
     """
     lost = [r for r, position in enumerate(positions) if position.doing in LOST]
-    # The one that gave up did so for a reason, which is what is to be told.
+    # One that gave up did so for a reason, and that is to be told where it is known.
     lost = [r for r in lost if positions[r].doing != Doing.GAVE_UP] or lost
     if lost:
-        why = "; ".join(f"rank {r}: {positions[r]}" for r in lost)
+        cause = "; ".join(f"rank {r} {positions[r]}".replace(" process", ": process", 1) for r in lost)
         kinds = {positions[r].doing for r in lost}
         remedy = f"look at what happened on {_ranks(lost)} first"
         if kinds & {Doing.ENDED, Doing.GONE}:
             remedy += f"; {UNEVEN}"
-        return _error(f"{_ranks(lost)} will not come ({why})", positions, rank, remedy)
+        return _error(cause, positions, rank, remedy)
     here = (Doing.MEETING, Doing.STANDING_BY)
     late = [r for r, position in enumerate(positions) if r != rank and position.doing not in here]
     if broken:
@@ -130,16 +137,16 @@ def explain_disagreement(positions: Sequence[Position], rank: int) -> MeetingErr
         remedy = "give all ranks inputs of one dtype; look for autocast or .double() on some ranks only"
     else:
         remedy = "build the same model on all ranks"
-    what = " and ".join(different or ["layer"])
-    return _error(f"the ranks came with a different {what}", positions, rank, remedy)
+    names = {"channels": "number of channels", "vectors": "number of vectors"}
+    what = " and the ".join(names.get(name, name) for name in different or ["layer"])
+    return _error(f"the ranks disagree on the {what}", positions, rank, remedy)
 
 
 def _error(cause: str, positions: Sequence[Position], rank: int, remedy: str) -> MeetingError:
     own = positions[rank]
     where = f" at {own.header.layer} {own.header.phase}, meeting {own.number}" if own.header else ""
-    return MeetingError(
-        f"batch norm over ranks stopped{where}: {cause}\n{_table(positions, rank)}\nTo do: {remedy}.", positions
-    )
+    text = f"batch norm over ranks stopped{where}: {cause}\n{_table(positions, rank)}\nTo do: {remedy}."
+    return MeetingError(text, cause, positions)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

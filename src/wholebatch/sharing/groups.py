@@ -27,9 +27,8 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
     """
     if process_group is None:
         return None
-    if isinstance(process_group, str):
-        process_group = _find_world(process_group)
-    if isinstance(process_group, ProcessGroup):
+    if isinstance(process_group, str | ProcessGroup):
+        process_group = find_group(process_group)
         return _known.get(process_group) or _remember(process_group)
     if isinstance(process_group, int):  # what torch gives the other ranks in place of a group
         raise ValueError(
@@ -39,9 +38,12 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
     return process_group
 
 
-def _find_world(name: str) -> ProcessGroup:
-    if name != "world":
-        raise ValueError(f"process_group must be a process group, 'world' or None; it is {name!r}")
+def find_group(process_group: ProcessGroup | str) -> ProcessGroup:
+    """The group itself, or the default one for ``"world"``; errors as :func:`sharing_of`."""
+    if isinstance(process_group, ProcessGroup):
+        return process_group
+    if process_group != "world":
+        raise ValueError(f"process_group must be a process group, 'world' or None; it is {process_group!r}")
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
             "process_group='world' needs torch.distributed: call torch.distributed.init_process_group() first "

@@ -18,6 +18,7 @@ from wholebatch.sharing.diagnosis import LOST, Doing, MeetingError, Position, ex
 from wholebatch.sharing.host import Process
 
 SLICE = 0.2  # seconds between two looks
+CARD = "card"  # the notice that a rank puts on the board when it comes to the first meeting
 _ANSWER = 1.0  # seconds that ranks get to say where they stand
 
 
@@ -91,6 +92,10 @@ class Lookout:
         """From now on say where this rank stands when somebody asks, whatever it is doing."""
         threading.Thread(target=self._answer, name="wholebatch lookout", daemon=True).start()
 
+    def rest(self) -> None:
+        """The others see this rank in another way now."""
+        self._left.set()
+
     def _answer(self) -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone, and with it whoever would read
             while not self._left.wait(SLICE):
@@ -111,6 +116,11 @@ class Lookout:
             return said
         if rank in self._near and self._near[rank].is_gone():
             return replace(said or self.known[rank], doing=Doing.GONE)
-        if said is None and self.known[rank].doing != Doing.ABSENT:
+        if said is None and (self.known[rank].doing != Doing.ABSENT or self._has_come(rank)):
             return replace(self.known[rank], doing=Doing.SILENT, seconds=time.monotonic() - self._moment)
         return said or self.known[rank]
+
+    def _has_come(self, rank: int) -> bool:
+        with contextlib.suppress(RuntimeError):
+            return self._board.get(CARD, rank) is not None
+        return False

@@ -13,7 +13,7 @@ from wholebatch.sharing.board import Board
 from wholebatch.sharing.diagnosis import Doing
 from wholebatch.sharing.gloo import Gloo
 from wholebatch.sharing.host import Process
-from wholebatch.sharing.lookout import SLICE, Lookout
+from wholebatch.sharing.lookout import CARD, SLICE, Lookout
 from wholebatch.sharing.mailbox import SharedMemory
 from wholebatch.sharing.transport import Transport
 
@@ -29,8 +29,9 @@ def open_transport(board: Board, lookout: Lookout, ranks: int, timeout: Callable
         ValueError: the variable names an unknown transport.
     """
     lookout.stand(Doing.MEETING)
+    lookout.answer()
     card = [*astuple(Process.own()), _can_share_memory()]
-    cards = _put_and_gather(board, lookout, ranks, "card", card)
+    cards = _put_and_gather(board, lookout, ranks, CARD, card)
     processes = [Process(*card[:3]) for card in cards]
     lookout.meet_processes(processes)
     near = all(process.is_near(processes[0]) for process in processes)
@@ -71,6 +72,7 @@ def _open_shared_memory(
     if box is None or not all(opened):
         return None
     box.seal()
+    lookout.rest()
     return SharedMemory(box, rank, processes, timeout)
 
 

@@ -130,7 +130,7 @@ class Processes:
 
     def _check(self) -> None:
         if self._broken is not None:
-            raise MeetingError(str(self._broken), self._broken.positions)
+            raise self._broken.again()
         if self._process != os.getpid():
             raise RuntimeError(
                 f"process {os.getpid()} was forked from rank {self.rank} (process {self._process}) and is not a rank: "
@@ -142,13 +142,12 @@ class Processes:
             return
         text = exits.describe(error, type(error))
         if isinstance(error, MeetingError):
-            self.leave(Doing.GAVE_UP, str(error).splitlines()[0])
+            self.leave(Doing.GAVE_UP, error.cause)
             self._broken = error
         else:
             self.leave(Doing.RAISED, text)
-            self._broken = MeetingError(
-                f"batch norm over ranks stopped: rank {self.rank} left a meeting, raising {text}"
-            )
+            cause = f"rank {self.rank} raised {text} in a meeting"
+            self._broken = MeetingError(f"batch norm over ranks stopped: {cause}", cause)
 
 
 def _timeout_of(group: ProcessGroup) -> float:

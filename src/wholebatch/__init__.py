@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wholebatch import functional
-    from wholebatch.feedforward import Architecture, FeedForward, Loss, Optimizer, Training
+    from wholebatch.conversion import (
+        convert,
+        fold,
+        recalibrate,
+        revert,
+    )
+    from wholebatch.feedforward import (
+        Architecture,
+        FeedForward,
+        Loss,
+        Optimizer,
+        Training,
+    )
     from wholebatch.layers import (
         BatchNorm,
         BatchNorm1d,
@@ -18,8 +30,18 @@ if TYPE_CHECKING:
         LazyBatchNorm2d,
         LazyBatchNorm3d,
     )
-    from wholebatch.recomputing import saving_inputs
-    from wholebatch.sharing.replay import replay, replayed
+    from wholebatch.recomputing import (
+        saving_inputs,
+    )
+    from wholebatch.sharing import (
+        JoinBatchNorms,
+        MeetingError,
+        set_timeout,
+    )
+    from wholebatch.sharing.replay import (
+        replay,
+        replayed,
+    )
 
 __version__ = version("wholebatch")
 __all__ = [
@@ -29,22 +51,41 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "FeedForward",
+    "JoinBatchNorms",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "Loss",
+    "MeetingError",
     "Optimizer",
     "Training",
     "__version__",
+    "convert",
+    "fold",
     "functional",
+    "recalibrate",
     "replay",
     "replayed",
+    "revert",
     "saving_inputs",
+    "set_timeout",
 ]
 
 # Where each name lives; a module is imported, and torch with it, only when a name of it is asked for.
 _ROOMS = {
-    "wholebatch.feedforward": ("Architecture", "FeedForward", "Loss", "Optimizer", "Training"),
+    "wholebatch.conversion": (
+        "convert",
+        "fold",
+        "recalibrate",
+        "revert",
+    ),
+    "wholebatch.feedforward": (
+        "Architecture",
+        "FeedForward",
+        "Loss",
+        "Optimizer",
+        "Training",
+    ),
     "wholebatch.layers": (
         "BatchNorm",
         "BatchNorm1d",
@@ -55,7 +96,15 @@ _ROOMS = {
         "LazyBatchNorm3d",
     ),
     "wholebatch.recomputing": ("saving_inputs",),
-    "wholebatch.sharing.replay": ("replay", "replayed"),
+    "wholebatch.sharing": (
+        "JoinBatchNorms",
+        "MeetingError",
+        "set_timeout",
+    ),
+    "wholebatch.sharing.replay": (
+        "replay",
+        "replayed",
+    ),
 }
 
 

@@ -239,13 +239,19 @@ def test_an_output_may_be_changed_once_a_recipe_stands_for_it() -> None:
 
 def test_nothing_outlives_the_graph() -> None:
     x = draw(2, 4, 8, 8)
-    net = Net("input")
+    net, one, two = Net("input"), Layer(save="input"), Layer(save="input")
+
+    def call(x: Tensor) -> Tensor:
+        z = net.convs[0](x)
+        # Outputs whose residual is their own input, or made from it: plans that hold each other would stay.
+        return net(x).sum() + one(two(z) * 1, z).sin().sum() + one(z, z).sin().sum() + one(z, two(z)).sin().sum()
+
     gc.disable()  # by counting references alone, without waiting for the collector
     try:
         for passed_backward in (True, False):
             with wholebatch.saving_inputs(), Held(*net.parameters(), *net.buffers(), x) as counted:
                 for _ in range(2):
-                    loss = net(x[..., :6, :6].contiguous()).sum()
+                    loss = call(x[..., :6, :6].contiguous())
                     assert counted.bytes(at_least=1000) > 0
                     if passed_backward:
                         loss.backward()
@@ -406,7 +412,8 @@ def test_a_scope_on_a_model_opens_with_each_call_and_closes_however_that_ends() 
     both(torch.ones(1))
     assert survived.saw
     assert not in_force()
-    detach_scope(both)
+    assert detach_scope(both)
+    assert not detach_scope(both)
     both(torch.ones(1))
     assert not survived.saw
     assert not both._forward_hooks
@@ -423,6 +430,21 @@ def test_copies_keep_their_scope(copied: Callable[[nn.Module], nn.Module]) -> No
     assert other.saw
     assert not model.saw
     assert not in_force()
+
+
+def test_convert_puts_a_scope_around_the_model_and_revert_takes_it_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied, x = Applied(monkeypatch), draw(2, 3, 6, 6)
+    torch.manual_seed(0)
+    block = [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()]
+    model = nn.Sequential(*block, *copy.deepcopy(block), nn.Conv2d(3, 3, 1))
+    wholebatch.convert(model, save="input")
+    wholebatch.convert(model, activation=True)
+    model(x).sum().backward()
+    assert applied.count == 2
+    wholebatch.revert(model)
+    model(x).sum().backward()
+    assert applied.count == 2
+    assert not model._forward_hooks
 
 
 def test_compiled_models_are_as_ever() -> None:

@@ -287,12 +287,14 @@ def attach_scope(model: nn.Module) -> None:
         model.register_forward_hook(_leave, always_call=True)
 
 
-def detach_scope(model: nn.Module) -> None:
-    """Undo :func:`attach_scope`."""
+def detach_scope(model: nn.Module) -> bool:
+    """Undo :func:`attach_scope`; whether there was something to undo."""
+    attached = _enter in model._forward_pre_hooks.values()
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_enter, _leave)]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
+    return attached
 
 
 def _enter(module: nn.Module, inputs: Any) -> None:

@@ -28,6 +28,7 @@ from wholebatch.layers import (
     Save,
     WholeBatchNorm,
 )
+from wholebatch.recomputing import attach_scope, detach_scope
 from wholebatch.sharing import ProcessGroupLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -80,7 +81,8 @@ def convert(
             Done where torch.fx shows, in training and in evaluation, that the batch norm's output goes to that module
             and nowhere else, and neither has hooks. The module stays in its place, and lets pass what is done. Code
             outside the model's forward that takes a batch norm's output by itself would get it activated.
-        save: ``"input"`` keeps only the layer's input for backward. None: a layer keeps what it has.
+        save: ``"input"``: the layers' inputs are kept for backward, their outputs are formed again; each call of
+            ``model`` runs in :func:`wholebatch.saving_inputs`. None: a layer keeps what it has.
 
     Returns:
         ``model``.
@@ -98,6 +100,7 @@ def convert(
         raise ValueError(f"process_group is {process_group!r}; the only name is 'world': or pass a group")
     if save not in (None, "input"):
         raise ValueError(f"save is {save!r}; it must be None or 'input'")
+    scoped = detach_scope(model) or save == "input"
     graph = survey(model, training=(True, False)) if activation else None
     strangers = []
     for name, module in list(model.named_modules()):
@@ -109,6 +112,8 @@ def convert(
             activations = find_activations(module, graph)
             if activations:
                 absorb(module, activations)
+    if scoped:
+        attach_scope(model)
     if strangers:
         warnings.warn(
             f"{len(strangers)} batch norms are of classes that wholebatch does not know, and stay as they are: "
@@ -131,6 +136,7 @@ def revert(model: M) -> M:
         UserWarning: names layers that torch.nn has no form of, which stay: those that were built with an activation,
             and :class:`wholebatch.BatchNorm` that was no SyncBatchNorm.
     """
+    detach_scope(model)
     staying = []
     for name, module in list(model.named_modules()):
         release(module)

@@ -110,7 +110,8 @@ def run_ranks(
 @cache
 def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "torch.distributed", "wholebatch.sharing", "wholebatch.functional"])
+    # torch._dynamo takes two seconds, and any optimizer imports it.
+    context.set_forkserver_preload([*PRELOADED, "torch._dynamo", "wholebatch.sharing", "wholebatch.layers"])
     return context
 
 

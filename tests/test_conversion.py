@@ -161,6 +161,10 @@ def test_sync_batch_norm_keeps_its_ranks() -> None:
     assert type(model[0]) is wholebatch.BatchNorm
     assert model[0].process_group == "world"
     assert model[1].process_group is None
+    x = images(dtype=torch.float32)
+    torch.testing.assert_close(model.eval()(x), nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).eval()(x))
+    with pytest.raises(ValueError, match="init_process_group"):
+        model.train()(x)
     revert(model)
     assert type(model[0]) is nn.SyncBatchNorm
     assert model[0].process_group is None

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from wholebatch.activations import Activation, resolve_activation
-from wholebatch.batch_norm import BatchNormFunction, Call
-from wholebatch.kernels.batch_norm import accumulation_dtype, choose_kernel
+from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
+from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
@@ -100,7 +101,8 @@ def batch_norm(
             layer,
         )
         return _finish(y, function, mask)
-    call = Call(choose_kernel(input, mask), eps, slope, sharing_of(process_group), layer)
+    sharing = sharing_of(process_group) if training else None  # evaluation needs nobody, nor a group that is up
+    call = Call(choose_kernel(input, mask), eps, slope, sharing, layer)
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError(
@@ -133,11 +135,20 @@ def _run(
     running_var: Tensor | None,
     momentum: float | Tensor,
 ) -> Tensor:
-    y: Tensor = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
+    y: Tensor
+    if _transformed():
+        y = normalise_plainly(input, Affine(weight, bias, residual, call.slope, mask), call)
+    else:
+        y = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
     if call.moments is not None and call.moments.count > 0:
         call.moments.check(input.shape)
         _move(running_mean, running_var, call.moments, momentum)
     return y
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which look into plain operations only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor | None) -> Tensor:

@@ -37,8 +37,12 @@ class Seen:
     def add(self, z: Tensor, mask: Tensor | None) -> None:
         if mask is not None and mask.dim() < z.dim():
             mask = mask.view(-1, *[1] * (z.dim() - 1)) if mask.dim() == 1 else mask.unsqueeze(1)
+        # A mean in float32 is as coarse as its inputs are far from zero, and merging would see that: a second look.
+        near = choose_kernel(z, mask).moments(z, mask).mean
+        z = z.to(near.dtype) - near.view(-1, *[1] * (z.dim() - 2))
         found = choose_kernel(z, mask).moments(z, mask)
-        self.moments = self.moments.merge(Moments(found.count, found.mean.double(), found.m2.double()))
+        mean = near.to("cpu", torch.float64) + found.mean.to("cpu", torch.float64)
+        self.moments = self.moments.merge(Moments(found.count, mean, found.m2.to("cpu", torch.float64)))
         self.calls += 1
 
 

@@ -62,8 +62,7 @@ def layer(
     found: list[dict[str, Any]] = []
     with Talk() as talk, Crew(places, LAYER_SYSTEMS) as crew:
         versions = rounds.load(crew, systems, threads, talk)
-        limits.measure_bandwidth(crew, threads, talk)
-        header = [*machine.describe(places, _shown(versions)), limits.describe_bandwidth(), f"{repeats} rounds"]
+        header = [*machine.describe(places, _shown(versions)), f"{repeats} rounds"]
         for line in header:
             talk.out.print(line, highlight=False, markup=False)
         for case in _cases(shapes, dtypes, norms):
@@ -73,15 +72,15 @@ def layer(
                 for system in versions
             }
             limits.forget_peak()
+            limits.measure_bandwidth(crew, threads, talk)  # of this minute, on a machine whose neighbours change
             between = partial(limits.measure_peak, crew, threads, talk)
             timings = rounds.measure(crew, problems, repeats, talk, between, least_steps={})
             timings.divide(case.layers)
-            limits.tell_crowding(f"{case.name} {case.dtype}, {case.norm}", talk)
+            limits.tell_crowding(str(case), talk)
             found += layer_tables.rows(case, timings)
-            ratios = layer_tables.ratios(case, timings, limits)
             for sheet in (
                 layer_tables.times(case, timings, limits),
-                tables.ratios(f"{case.name} {case.dtype}, {case.norm}", ratios),
+                tables.ratios(str(case), layer_tables.ratios(case, timings, limits)),
             ):
                 sheets.append(sheet)
                 talk.out.print(sheet.to_rich())

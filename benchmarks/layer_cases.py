@@ -97,6 +97,9 @@ class Case:
         """Whether its stack is larger than the caches are: beyond 128 MiB, which no processor it was run on has."""
         return 4 * self.tensor_bytes * self.layers > STACK_BYTES // 2
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}, {self.norm}"
+
     def make_tensors(self, seed: int) -> list[torch.Tensor]:
         """One tensor of standard normal numbers for each layer of the stack."""
         import torch

@@ -26,8 +26,9 @@ statistics move; the gradients of input, weight and bias (and residual) are take
 '-tuned' have glibc's allocator keep its memory (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_); the
 others have it as it is. The floor: the sweeps over tensors that a layer cannot do without where no cache holds one.
 'of sweeps': over as many plain sums, copies and additions, measured as a system of their own under the same allocator
-and on as many threads. 'of triad': over the floor's bytes at the bandwidth of the triad. Both in multiples of the
-floor's time; left out where the stack stays in a cache, which is 64x20 alone: there no bar but eager's holds."""
+and on as many threads. 'of triad': over the floor's bytes at the bandwidth of the triad a = b + s·c, the best sweep of
+ten just before these rounds. Both are left out where the stack stays in a cache, which is 64x20 alone; there the only
+bar is eager's."""
 
 
 def contender_of(case: Case, system: str) -> Contender:
@@ -44,13 +45,9 @@ def rows(case: Case, timings: Timings) -> list[dict[str, Any]]:
 def times(case: Case, timings: Timings, limits: Limits) -> Sheet:
     """One line a contender of this case, whatever its threads."""
     forward, backward = case.sweeps
-    sheet = Sheet(
-        f"{_name(case)}: {case.layers} layers, floor {case.least_bytes / 1e6:,.2f} MB "
-        f"({forward} sweeps forward, {backward} backward)",
-        ("system", "threads", "median", "p20–p80", "of sweeps", "of triad"),
-        words=1,
-    )
-    notes = []
+    sheet = Sheet(str(case), ("system", "threads", "median", "p20–p80", "of sweeps", "of triad"), words=1)
+    notes = [f"Floor: {case.least_bytes / 1e6:,.2f} MB, {forward} sweeps forward and {backward} backward."]
+    notes += [f"Stack: {case.layers} layers; {limits.describe_bandwidth()}."]
     for contender in sorted(timings.seconds, key=timings.median):
         low, middle, high = timings.quantiles(contender)
         floor, bandwidth = _sweeps_beside(timings, contender), limits.bandwidth.get(contender.threads)
@@ -123,7 +120,3 @@ def _sweeps_beside(timings: Timings, contender: Contender) -> Contender | None:
         if contender.system in (ours, sweeps, *peers):
             return timings.best(system=sweeps, threads=contender.threads)
     return None
-
-
-def _name(case: Case) -> str:
-    return f"{case.name} {case.dtype}, {case.norm}"

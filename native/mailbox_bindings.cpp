@@ -23,10 +23,10 @@ namespace {
 
 using Address = std::uintptr_t;
 
-double merge(Address gathered, std::int64_t ranks, std::int64_t channels, Address out, bool wide) {
+double merge(Address gathered, std::int64_t ranks, std::int64_t channels, Address mean, Address m2, bool wide) {
   const auto *parts = reinterpret_cast<const double *>(gathered);
-  return wide ? merge_moments(parts, ranks, channels, reinterpret_cast<double *>(out))
-              : merge_moments(parts, ranks, channels, reinterpret_cast<float *>(out));
+  return wide ? merge_moments(parts, ranks, channels, reinterpret_cast<double *>(mean), reinterpret_cast<double *>(m2))
+              : merge_moments(parts, ranks, channels, reinterpret_cast<float *>(mean), reinterpret_cast<float *>(m2));
 }
 
 void add(Address gathered, std::int64_t ranks, std::int64_t width, Address out, bool wide) {
@@ -64,7 +64,7 @@ auto position(const Mailbox &box, int rank) {
 } // namespace
 
 void bind_mailbox(nb::module_ &m) {
-  m.def("merge_moments", &merge, "gathered"_a, "ranks"_a, "channels"_a, "out"_a, "wide"_a);
+  m.def("merge_moments", &merge, "gathered"_a, "ranks"_a, "channels"_a, "mean"_a, "m2"_a, "wide"_a);
   m.def("add_parts", &add, "gathered"_a, "ranks"_a, "width"_a, "out"_a, "wide"_a);
 #ifdef __linux__
   nb::class_<Mailbox>(m, "Mailbox")

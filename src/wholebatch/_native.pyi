@@ -100,10 +100,10 @@ class _Network(Generic[T]):
 class NetworkFloat32(_Network[np.float32]): ...
 class NetworkFloat64(_Network[np.float64]): ...
 
-def merge_moments(gathered: int, ranks: int, channels: int, out: int, wide: bool) -> float:
-    """Merge rows (count, mean, M2) of float64 at one address into (mean, M2) at another; returns the count.
+def merge_moments(gathered: int, ranks: int, channels: int, mean: int, m2: int, wide: bool) -> float:
+    """Merge rows (count, mean, M2) of float64 at one address into two vectors at others; returns the count.
 
-    ``wide``: out is float64, or else float32.
+    ``wide``: these are float64, or else float32.
     """
 
 def add_parts(gathered: int, ranks: int, width: int, out: int, wide: bool) -> None:

@@ -12,7 +12,7 @@ from wholebatch.sharing.sharing import Sharing
 
 ProcessGroupLike = Sharing | ProcessGroup | str | None
 
-_known: weakref.WeakKeyDictionary[ProcessGroup, Processes] = weakref.WeakKeyDictionary()
+_known: dict[int, Processes | None] = {}  # by the group's id, for as long as the group is there
 
 
 def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
@@ -28,8 +28,8 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
     if process_group is None:
         return None
     if isinstance(process_group, str | ProcessGroup):
-        process_group = find_group(process_group)
-        return _known.get(process_group) or _remember(process_group)
+        group = find_group(process_group)
+        return _known[id(group)] if id(group) in _known else _remember(group)
     if isinstance(process_group, int):  # what torch gives the other ranks in place of a group
         raise ValueError(
             f"rank {dist.get_rank()} is not a member of the process group; give its batch norms a group that it is in, "
@@ -44,18 +44,16 @@ def find_group(process_group: ProcessGroup | str) -> ProcessGroup:
         return process_group
     if process_group != "world":
         raise ValueError(f"process_group must be a process group, 'world' or None; it is {process_group!r}")
-    if not (dist.is_available() and dist.is_initialized()):
+    world = dist.GroupMember.WORLD if dist.is_available() else None
+    if world is None:
         raise ValueError(
             "process_group='world' needs torch.distributed: call torch.distributed.init_process_group() first "
             "(torchrun sets what it reads), or use process_group=None to normalise over this process alone"
         )
-    world = dist.group.WORLD
-    assert world is not None
     return world
 
 
 def _remember(group: ProcessGroup) -> Processes | None:
-    if dist.get_world_size(group) == 1:
-        return None
-    _known[group] = Processes(group)
-    return _known[group]
+    _known[id(group)] = None if dist.get_world_size(group) == 1 else Processes(group)
+    weakref.finalize(group, _known.pop, id(group))
+    return _known[id(group)]

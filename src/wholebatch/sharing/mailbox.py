@@ -25,11 +25,14 @@ class SharedMemory:
 
     def __init__(self, box: Mailbox, rank: int, processes: Sequence[Process], timeout: Callable[[], float]) -> None:
         self._box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
+        self._rows: dict[int, Tensor] = {}
 
     def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
-        first, second = vectors[0], vectors[1] if len(vectors) > 1 else None
+        first, second = vectors if len(vectors) == 2 else (vectors[0], None)
+        if not (first.is_contiguous() and (second is None or second.is_contiguous())):
+            return self.exchange(header, count, tuple(vector.contiguous() for vector in vectors))
         elements, more = first.numel(), 0 if second is None else second.numel()
-        gathered = torch.empty((len(self._processes), 1 + elements + more), dtype=torch.float64)
+        gathered = self._row_of_each(1 + elements + more)
         status = self._box.meet(
             header,
             count,
@@ -44,6 +47,12 @@ class SharedMemory:
         if status != _MET:
             self._wait(status, time.monotonic() - _SLICE, limited=True)
         return gathered
+
+    def _row_of_each(self, width: int) -> Tensor:
+        """Memory for what is gathered, the same again and again: making it takes longer than the meeting."""
+        if width not in self._rows:
+            self._rows[width] = torch.empty((len(self._processes), width), dtype=torch.float64)
+        return self._rows[width]
 
     def stand_by(self) -> bool:
         status = self._box.stand_by(_SLICE)

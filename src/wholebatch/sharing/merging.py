@@ -16,14 +16,16 @@ from wholebatch.moments import Moments
 
 
 def merge_moments(gathered: Tensor, like: Tensor) -> Moments:
-    """The moments of all ranks together, of ``like``'s dtype ``(C,)``. A rank of count 0 leaves no trace."""
+    """The moments of all ranks together, as ``like`` ``(C,)``. A rank of count 0 leaves no trace."""
+    if not gathered.is_cpu or not native_available():
+        return merge_moments_torch(gathered, like)
     ranks, channels = gathered.shape[0], like.shape[0]
-    if gathered.is_cpu and native_available():
-        out = torch.empty((2, channels), dtype=like.dtype)
-        wide = like.dtype == torch.float64
-        count = native_module().merge_moments(gathered.data_ptr(), ranks, channels, out.data_ptr(), wide)
-        return Moments(count, out[0], out[1])
-    return merge_moments_torch(gathered, like)
+    mean = torch.empty(channels, dtype=like.dtype)
+    m2 = torch.empty_like(mean)
+    wide = like.dtype == torch.float64
+    address = gathered.data_ptr()
+    count = native_module().merge_moments(address, ranks, channels, mean.data_ptr(), m2.data_ptr(), wide)
+    return Moments(count, mean, m2) if like.is_cpu else Moments(count, mean.to(like), m2.to(like))
 
 
 def merge_moments_torch(gathered: Tensor, like: Tensor) -> Moments:
@@ -34,20 +36,20 @@ def merge_moments_torch(gathered: Tensor, like: Tensor) -> Moments:
     whole = reduce(Moments.merge, parts)
     if whole.count == 0:
         return Moments(0.0, torch.zeros_like(like), torch.zeros_like(like))
-    return Moments(whole.count, whole.mean.to(like.dtype), whole.m2.to(like.dtype))
+    return Moments(whole.count, whole.mean.to(like), whole.m2.to(like))
 
 
 def add_parts(gathered: Tensor, like: Tensor) -> Tensor:
-    """The sum of all ranks' vectors, of ``like``'s shape and dtype."""
-    if gathered.is_cpu and native_available():
-        out = torch.empty(like.shape, dtype=like.dtype)
-        wide = like.dtype == torch.float64
-        native_module().add_parts(gathered.data_ptr(), gathered.shape[0], like.numel(), out.data_ptr(), wide)
-        return out
-    return add_parts_torch(gathered, like)
+    """The sum of all ranks' vectors, as ``like``."""
+    if not gathered.is_cpu or not native_available():
+        return add_parts_torch(gathered, like)
+    out = torch.empty(like.shape, dtype=like.dtype)  # contiguous, whatever like is
+    wide = like.dtype == torch.float64
+    native_module().add_parts(gathered.data_ptr(), gathered.shape[0], like.numel(), out.data_ptr(), wide)
+    return out if like.is_cpu else out.to(like.device)
 
 
 def add_parts_torch(gathered: Tensor, like: Tensor) -> Tensor:
     """The twin in torch. One rank after the other: torch's own sum has an order of its own."""
     total: Tensor = reduce(torch.add, gathered[:, 1:])
-    return total.view(like.shape).to(like.dtype)
+    return total.view(like.shape).to(like)

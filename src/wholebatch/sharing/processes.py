@@ -54,22 +54,14 @@ class Processes:
             TypeError: the moments are neither float32 nor float64.
         """
         mean = moments.mean
-        transport, device = self._transport(mean)
-        own = (mean.to(device).contiguous(), moments.m2.to(device).contiguous())
         header = pack(meeting.layer, meeting.phase, 2, mean.shape[0], mean.dtype)
-        whole = merging.merge_moments(self._exchange(transport, header, moments.count, own), own[0])
-        if device == mean.device:
-            return whole
-        return Moments(whole.count, whole.mean.to(mean.device), whole.m2.to(mean.device))
+        return merging.merge_moments(self._exchange(header, moments.count, (mean, moments.m2)), mean)
 
     def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
         """See :class:`wholebatch.sharing.Sharing`. Errors as :meth:`merge`."""
-        transport, device = self._transport(vectors)
-        own = vectors.to(device).contiguous()
-        channels = vectors.shape[-1]
         rows = vectors.shape[0] if vectors.dim() == 2 else 1
-        header = pack(meeting.layer, meeting.phase, rows, channels, vectors.dtype)
-        return merging.add_parts(self._exchange(transport, header, 0, (own,)), own).to(vectors.device)
+        header = pack(meeting.layer, meeting.phase, rows, vectors.shape[-1], vectors.dtype)
+        return merging.add_parts(self._exchange(header, 0, (vectors,)), vectors)
 
     def stand_by(self) -> bool:
         """Take part in one meeting of the others with no examples, whatever it is. False: all ranks stand by."""
@@ -91,25 +83,20 @@ class Processes:
         if self._broken is None and self._process == os.getpid():
             (self._on_host or self._lookout).leave(doing, text)
 
-    def _exchange(self, transport: Transport, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
+    def _exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
+        self._check()
+        if vectors[0].is_cpu:
+            transport = self._on_host or self._open()
+        elif self._serves(vectors[0].device):
+            transport = self._on_device or self._open_on_device()
+        else:
+            transport, vectors = self._on_host or self._open(), tuple(vector.cpu() for vector in vectors)
         self.thread = threading.get_ident()
         try:
             return transport.exchange(header, count, vectors)
         except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
             self._break(error)
             raise
-
-    def _transport(self, vectors: Tensor) -> tuple[Transport, torch.device]:
-        """And the device from which it takes vectors."""
-        self._check()
-        device = vectors.device
-        if device.type != "cpu" and self._serves(device):
-            if self._on_device is None:
-                group = self._group()
-                assert group is not None
-                self._on_device = Collective(group)
-            return self._on_device, device
-        return self._on_host or self._open(), torch.device("cpu")
 
     def _serves(self, device: torch.device) -> bool:
         """Whether the group has a backend for that device. gloo would copy to the host: so do we, with a diagnosis."""
@@ -127,6 +114,12 @@ class Processes:
                 self._break(error)
                 raise
         return self._on_host
+
+    def _open_on_device(self) -> Transport:
+        group = self._group()
+        assert group is not None
+        self._on_device = Collective(group)
+        return self._on_device
 
     def _check(self) -> None:
         if self._broken is not None:

@@ -21,11 +21,11 @@ class Transport(Protocol):
         Args:
             header: must be equal on all ranks.
             count: this rank's number of elements.
-            vectors: one or two, contiguous, of one dtype.
+            vectors: one or two, of one dtype.
 
         Returns:
             ``(ranks, 1 + elements)`` float64: each rank's count, then its vectors one behind the other; zeros for a
-            rank that stands by.
+            rank that stands by. Valid until the next call.
         """
         ...
 

@@ -360,6 +360,30 @@ def test_another_task_does_not_see_an_open_checkpoint() -> None:
     assert seen[1] is None
 
 
+def test_compiled_with_the_checkpoint_in_it() -> None:
+    def train_compiled(compiled: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), wholebatch.BatchNorm1d(4, activation="relu"), nn.Linear(4, 2)).double()
+        x = draw(6, 3)
+
+        def function(x: Tensor) -> Tensor:
+            return replaying(net, x) if compiled else net(x)
+
+        for _ in range(2):
+            (torch.compile(function, backend="aot_eager") if compiled else function)(x).square().sum().backward()
+        return [x.grad, *[p.grad for p in net.parameters()], *net.buffers()]
+
+    for mine, expected in zip(train_compiled(True), train_compiled(False), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)  # float64, other operations
+
+
+def test_a_block_compiled_by_itself_is_refused() -> None:
+    block = torch.compile(wholebatch.BatchNorm1d(3).double(), backend="aot_eager")
+    with pytest.raises(ValueError, match=r"a compiled block cannot replay\. Compile a function that has the checkpoint"):
+        replaying(block, draw(4, 3))
+    block(draw(4, 3)).sum().backward()
+
+
 def test_a_record_goes_with_its_graph() -> None:
     def entries() -> int:
         return sum(type(thing) is _Entry for thing in gc.get_objects())

@@ -14,6 +14,7 @@ from torch import Tensor
 from wholebatch.batch_norm import Call, find_gradients, normalise
 from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel
 from wholebatch.sharing import ProcessGroupLike, Sharing, sharing_of
+from wholebatch.sharing.replay import refuse_compiled
 
 # A graph holds constants only: a sharing is named in it, and looked up when the graph runs.
 _SHARINGS: dict[str, ProcessGroupLike] = {"": None, "world": "world"}
@@ -54,6 +55,7 @@ def batch_norm_op(
     layer: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(y, mean, M2, rstd, count)`` of a training step's forward pass; the count is a float64 scalar."""
+    refuse_compiled(layer)
     call = Call(choose_kernel(z, mask), eps, slope, _find(sharing), layer)
     y, mean, rstd = normalise(z, Affine(weight, bias, residual, slope, mask), call)
     assert call.moments is not None
@@ -142,7 +144,7 @@ def batch_norm_traced(
     y, mean, m2, _, count = batch_norm_op(
         z, weight, bias, residual, mask, eps, slope, name_sharing(process_group), layer
     )
-    moved = momentum * (count > 0)  # of no elements at all they stay
+    moved = momentum * (count > 0).to(count.dtype)  # float32 would round it; of no elements at all they stay
     if running_mean is not None:
         running_mean.lerp_(mean.detach().to(running_mean.dtype), moved.to(running_mean.dtype))
     if running_var is not None:

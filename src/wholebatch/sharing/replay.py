@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from wholebatch.moments import Moments
 
@@ -144,8 +145,9 @@ def replay(context_fn: Callable[[], tuple[Context, Context]] | None = None) -> t
         select = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
         y = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(wholebatch.replay, select))
 
-    Selective checkpointing does not see inside batch norm, which is recomputed from its input. A checkpoint that
-    torch.compile traces takes no context of this kind. With ``use_reentrant=True``: :func:`replayed`.
+    Selective checkpointing does not see inside batch norm, which is recomputed from its input. Where torch.compile
+    compiles the checkpoint with all that is in it, nothing is recorded: its graph moves running statistics once by
+    itself, and may meet twice. With ``use_reentrant=True``: :func:`replayed`.
 
     Args:
         context_fn: another one, whose contexts are entered around these.
@@ -154,8 +156,11 @@ def replay(context_fn: Callable[[], tuple[Context, Context]] | None = None) -> t
         The contexts of the first pass and of the recomputation.
 
     Raises:
-        ValueError: (by the recomputation) the function differs from its first pass: which call, and what it was.
+        ValueError: (by the recomputation) the function differs from its first pass: which call, and what it was. (By
+            batch norm) it was compiled by itself, and cannot see the checkpoint.
     """
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:  # it is being compiled
+        return (context_fn or functools.partial(create_selective_checkpoint_contexts, []))()
     first, again = (None, None) if context_fn is None else context_fn()
     record = _Record()
     return _Pass(record, False, first), _Pass(record, True, again)
@@ -228,6 +233,25 @@ def attend(layer: str, shape: tuple[int, ...], training: bool) -> Visit | None:
     """
     frames = _FRAMES.get()
     return Visit(frames, layer, tuple(shape), training) if frames else None
+
+
+def refuse_compiled(layer: str) -> None:
+    """Raise where a compiled batch norm runs in an open checkpoint: it would move running statistics in both passes.
+
+    Raises:
+        ValueError: a checkpoint is open.
+    """
+    if _FRAMES.get():
+        raise ValueError(
+            f"{layer} is in a block that torch.compile compiled, inside a checkpoint with wholebatch.replay that was "
+            "not: a compiled block cannot replay. Compile a function that has the checkpoint in it, or leave the "
+            "block uncompiled"
+        )
+
+
+def count_open() -> int:
+    """How many checkpoints that replay are open here, one inside of the other."""
+    return len(_FRAMES.get())
 
 
 def count_call(counter: Tensor) -> None:

@@ -379,7 +379,7 @@ def test_compiled_with_the_checkpoint_in_it() -> None:
 
 def test_a_block_compiled_by_itself_is_refused() -> None:
     block = torch.compile(wholebatch.BatchNorm1d(3).double(), backend="aot_eager")
-    with pytest.raises(ValueError, match=r"a compiled block cannot replay\. Compile a function that has the checkpoint"):
+    with pytest.raises(ValueError, match=r"a compiled block cannot replay\. Compile a function that has"):
         replaying(block, draw(4, 3))
     block(draw(4, 3)).sum().backward()
 

@@ -22,9 +22,10 @@ class Collective:
     def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         counts = torch.full((1,), count, dtype=torch.float64, device=vectors[0].device)
         packed = torch.cat([counts, *(vector.reshape(-1).double() for vector in vectors)])
-        gathered = packed.new_empty((self._ranks, len(packed)))
-        dist.all_gather_into_tensor(gathered, packed, group=self._group)
-        return gathered
+        gathered = packed.new_empty(self._ranks * len(packed))
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+        gather(gathered, packed, group=self._group)
+        return gathered.view(self._ranks, -1)
 
     def stand_by(self) -> bool:
         raise ValueError(

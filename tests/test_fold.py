@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -192,3 +193,15 @@ def test_a_mask_keeps_it() -> None:
 
     _, report = same(Masked(), images())
     assert report.kept == {"bn": "it is called with a mask or a residual"}
+
+
+def test_distributed_data_parallel_is_told_from_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval())
+        with pytest.raises(TypeError, match=r"fold model\.module"):
+            fold(model)
+        assert fold(model.module)[1].folded == {"1": ["0"]}
+    finally:
+        dist.destroy_process_group()

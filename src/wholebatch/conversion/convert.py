@@ -98,6 +98,11 @@ def convert(
         raise TypeError(f"convert takes a torch.nn.Module, and got a {type(model).__name__}")
     if isinstance(process_group, str) and process_group != "world":
         raise ValueError(f"process_group is {process_group!r}; the only name is 'world': or pass a group")
+    if not isinstance(process_group, str | ProcessGroup | None) and not hasattr(process_group, "merge"):
+        raise TypeError(
+            f"process_group is a {type(process_group).__name__}; it must be a group of torch.distributed that this "
+            "rank is a member of (of a DeviceMesh: mesh.get_group()), 'world' or None"
+        )
     if save not in (None, "input"):
         raise ValueError(f"save is {save!r}; it must be None or 'input'")
     scoped = detach_scope(model) or save == "input"

@@ -75,11 +75,13 @@ def fold(model: M) -> tuple[M, FoldReport]:
         The copy, and a report that gives a reason for each batch norm that was kept.
 
     Raises:
-        TypeError: not a module.
+        TypeError: not a module, or DistributedDataParallel, which cannot be copied.
         ValueError: a lazy layer that has seen no input yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fold takes a torch.nn.Module, and got a {type(model).__name__}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TypeError("fold works on a copy, and DistributedDataParallel cannot be copied: fold model.module")
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc, no-untyped-call]
             raise ValueError(f"{name or 'the model'} is lazy and has seen no input yet: call the model once before")

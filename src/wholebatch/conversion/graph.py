@@ -163,16 +163,13 @@ def _trace_parts(module: nn.Module, opaque: dict[nn.Module, str], training: Sequ
 def _trace(module: nn.Module, opaque: dict[nn.Module, str], training: Sequence[bool]) -> tuple[Region | None, str]:
     if "forward" in module.__dict__:
         return None, "its forward was set on the object"
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(type(module).forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
     graphs = []
     for flag in training:
         for part in module.modules():
             part.training = flag
         try:
+            parameters = inspect.signature(type(module).forward).parameters
+            defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
             graphs.append(_Tracer(opaque).trace(module, concrete_args=defaults or None))
         except Exception as error:  # the model's own code, which was not written for stand-ins
             return None, _one_line(error)

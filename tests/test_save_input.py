@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -457,6 +458,22 @@ def test_compiled_models_are_as_ever() -> None:
     found = train("input", call=call, scope=nullcontext)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # other operations, a hundred in a row
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it
+def test_forward_mode_differentiation_in_a_scope() -> None:
+    found = []
+    for save in (None, "input"):
+        layer, x, v = (
+            Layer(save=save).double(),
+            draw(3, 4, 2, 2, dtype=torch.float64),
+            draw(3, 4, 2, 2, seed=1).double(),
+        )
+        with wholebatch.saving_inputs(), forward_ad.dual_level():
+            y = layer(forward_ad.make_dual(x.requires_grad_(), v)).sin()
+            found.append(forward_ad.unpack_dual(y).tangent)
+    assert torch.equal(*found)
+    assert found[0].abs().max() > 0.1
 
 
 def test_where_torch_takes_no_hooks_it_does_nothing() -> None:

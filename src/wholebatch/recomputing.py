@@ -154,7 +154,8 @@ class _Scope:
         mask: Tensor | None,
     ) -> None:
         """Note how ``y`` is formed again, if that needs nothing which the graph does not hold already."""
-        assert call.statistics is not None
+        if call.statistics is None:
+            return  # done by torch's operations one by one, which save what they need
         mean, rstd = call.statistics
         needed = {"mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "mask": mask}
         found = {name: self.find_kept(part) for name, part in needed.items() if part is not None}

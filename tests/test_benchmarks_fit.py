@@ -13,11 +13,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import fit_systems, fit_worker
-from benchmarks.__main__ import main
 from benchmarks.cores import usable
 from benchmarks.fit_runs import FitError, Fitter, Outcomes, reached, rows_of, run_one
 from benchmarks.fit_tables import RECIPES, FitTable, Recipe, make_large, make_table
 from benchmarks.fit_worker import Order, Outcome, peak, reset_peak
+from measuring import run
 from wholebatch.sklearn import MLPClassifier
 
 ROOT = Path(__file__).parent.parent
@@ -27,14 +27,6 @@ KEYS = {
     *("target_epoch", "target_seconds"),
 }
 TINY = FitTable(np.zeros((8, 3), np.float32), np.arange(8) % 2, np.zeros((2, 3), np.float32), np.arange(2))
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``python -m benchmarks fit arguments``."""
-    with pytest.raises(SystemExit) as end:
-        main(["fit", *map(str, arguments)])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_the_large_table_is_the_same_every_time_and_mixed():
@@ -113,7 +105,7 @@ def test_rows_tell_medians_and_targets_of_the_same_seed():
 def test_a_run_writes_rows_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["--tables", "large", "--rows", 400, "--dtypes", "float32", "--epochs", 2, "--hidden", 8, "--repeats", 1]
     written = ["--json", tmp_path / "rows.json", "--markdown", tmp_path / "rows.md"]
-    assert run(*small, "--batch-size", 50, "--threads", 1, "--norms", "none,batch", *written) == 0
+    assert run("fit", *small, "--batch-size", 50, "--threads", 1, "--norms", "none,batch", *written) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert all(set(row) == KEYS for row in rows)
     found = {(row["system"], row["norm"]): row for row in rows}
@@ -150,7 +142,7 @@ def test_a_run_writes_rows_and_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_mistakes_are_told(arguments: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
-    assert run(*arguments) == 2
+    assert run("fit", *arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     for word in words:

@@ -13,7 +13,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import layer, layer_cases, layer_tables
-from benchmarks.__main__ import main
 from benchmarks.cores import usable
 from benchmarks.crew import Crew
 from benchmarks.layer_cases import NORMS, SHAPES, Case
@@ -22,6 +21,7 @@ from benchmarks.rounds import Contender, Timings
 from benchmarks.systems import LAYER_PEERS, LAYER_SYSTEMS, TUNED
 from benchmarks.systems.layers import compiled, eager, ours, sweeps
 from benchmarks.systems.layers.stack import Stack
+from measuring import run
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"shape", "layout", "dtype", "system", "norm", "threads", "median_us", "p20_us", "p80_us"}
@@ -37,14 +37,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes of a few numbers, two layers of each."""
     monkeypatch.setattr(layer_cases, "SHAPES", TINY)
     monkeypatch.setattr(layer_cases, "MOST", 2)
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``python -m benchmarks layer arguments``."""
-    with pytest.raises(SystemExit) as end:
-        main(["layer", *map(str, arguments)])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_counts_by_hand():
@@ -223,7 +215,7 @@ def test_only_tuned_processes_have_a_tuned_allocator(monkeypatch: pytest.MonkeyP
 def test_a_run_writes_rows_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--shapes", "64x20", "--dtypes", "float32", "--norms", "batch+relu", "--threads", 1, "--repeats", 2]
     written = ["--json", tmp_path / "rows.json", "--markdown", tmp_path / "layer.md"]
-    assert run(*options, "--peers", "torch", *written) == 0
+    assert run("layer", *options, "--peers", "torch", *written) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["system"] for row in rows} == {"wholebatch", "wholebatch-tuned", "torch", "sweeps", "sweeps-tuned"}
     assert len(rows) == 5
@@ -250,7 +242,7 @@ def test_a_run_writes_rows_and_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_what_is_known(options: Any, words: Any, capsys: Any):
-    assert run(*options) == 2
+    assert run("layer", *options) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     for word in words:

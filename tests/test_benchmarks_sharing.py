@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import rounds, sharing
-from benchmarks.__main__ import main
 from benchmarks.cores import usable
 from benchmarks.crew import WorkerError
 from benchmarks.problem import SharingProblem
@@ -18,25 +17,18 @@ from benchmarks.ranks import RankCrew, Ranks
 from benchmarks.rounds import Contender, Timings
 from benchmarks.systems import SHARING_SYSTEMS
 from benchmarks.talk import Talk
+from measuring import run
 from wholebatch.kernels import native_available
 
 two_cores = pytest.mark.skipif(len(usable()) < 2, reason="two ranks need two cores")
 KEYS = {"system", "ranks", "channels", "rows", "median_us", "p20_us", "p80_us"}
 
 
-def run(*arguments: object) -> int:
-    """The exit code of ``python -m benchmarks sharing arguments``."""
-    with pytest.raises(SystemExit) as end:
-        main(["sharing", *map(str, arguments)])
-    assert isinstance(end.value.code, int)
-    return end.value.code
-
-
 @two_cores
 def test_a_run_writes_rows_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sharing, "STEPS", 3)
     options = ["--channels", 64, "--rows", 8, "--repeats", 2]
-    assert run(*options, "--json", tmp_path / "rows.json", "--markdown", tmp_path / "sharing.md") == 0
+    assert run("sharing", *options, "--json", tmp_path / "rows.json", "--markdown", tmp_path / "sharing.md") == 0
     rows = {row["system"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert set(rows) == {"local", "shared", "all_gather"}
     for row in rows.values():
@@ -52,7 +44,7 @@ def test_a_run_writes_rows_and_tables(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_more_ranks_than_cores_are_refused_with_both_numbers(capsys):
-    assert run("--ranks", len(usable()) + 1) == 2
+    assert run("sharing", "--ranks", len(usable()) + 1) == 2
     said = capsys.readouterr().err
     assert f"--ranks is {len(usable()) + 1}, and {len(usable())} cores can be used here" in said
     assert said.count("\n") == 1

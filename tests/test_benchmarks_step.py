@@ -1,57 +1,25 @@
-"""The benchmarks measure what they say, name what they leave out, and leave no process behind. No speed is asserted."""
+"""The benchmark of a step measures what it says, and names what it leaves out. No speed is asserted."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, ratios, rounds, scaling
-from benchmarks.__main__ import main
+from benchmarks import machine, ratios
 from benchmarks.cores import usable
-from benchmarks.crew import Crew, Worker, WorkerError
-from benchmarks.exponent import fit_exponent
 from benchmarks.limits import Limits
-from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
-from benchmarks.systems import SYSTEMS
 from benchmarks.talk import Talk
+from measuring import run
 from wholebatch.kernels import native_available
 
-ROOT = Path(__file__).parent.parent
 KEYS = {"shape", "system", "norm", "threads", "median_us", "p20_us", "p80_us"}
 TINY = ["step", "--shapes", "A", "--threads", "1", "--norms", "none", "--repeats", "3"]
 needs_engine = pytest.mark.skipif(not native_available(), reason="the compiled part is missing")
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``python -m benchmarks arguments``."""
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    assert isinstance(end.value.code, int)
-    return end.value.code
-
-
-def ended(pid: int, seconds: float = 20.0) -> bool:
-    """Whether the process is gone, or a zombie that waits for its parent, within so many seconds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @needs_engine
@@ -84,24 +52,6 @@ def test_a_run_writes_rows_and_tables_and_names_a_missing_peer(
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("import os, sys; print('out of luck', file=sys.stderr); os._exit(3)", "with exit code 3: out of luck"),
-        ("import os; os.kill(os.getpid(), 9)", "by signal SIGKILL"),
-    ],
-)
-def test_a_peer_whose_import_ends_the_process_is_named(
-    source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "jax.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Talk() as talk, Crew(usable()[:1]) as crew:
-        assert rounds.load(crew, ["jax"], [1], talk) == {}
-        assert crew.workers == {}
-    assert talk.notes == [f"jax is left out: its process ended {reason}"]
-
-
-@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--shapes", "A,G"), ("unknown shape 'G'", "A, B, C, D, E, F")),
@@ -131,54 +81,6 @@ def test_a_mistake_is_one_sentence_that_names_what_is_known(options, words, caps
 def test_too_few_cores_for_the_threads_are_refused_with_both_numbers(capsys):
     assert run("step", "--threads", "1,2", "--cores", usable()[0]) == 2
     assert "--cores names 1 cores, and --threads asks for 2" in capsys.readouterr().err
-
-
-@needs_engine
-def test_a_worker_that_dies_between_rounds_is_told_and_the_others_go_on(capsys):
-    problem = Problem(16, (4, 8, 3), "none", "sgd", 1)
-    dies, lives = Contender("X", "wholebatch", "none", 1), Contender("X", "sklearn", "none", 1)
-    turns = []
-    with Talk() as talk, Crew(usable()[:1]) as crew:
-        assert set(rounds.load(crew, ["wholebatch", "sklearn"], [1], talk)) == {"wholebatch", "sklearn"}
-        pids = [worker.process.pid for worker in crew.workers.values()]
-        assert [os.sched_getaffinity(pid) for pid in pids] == [{usable()[0]}] * 2
-
-        def kill_in_the_second_round() -> None:
-            turns.append(None)
-            if len(turns) == 2:
-                crew.workers["wholebatch", 1].process.kill()
-
-        timings = rounds.measure(crew, {dies: problem, lives: problem}, 3, talk, kill_in_the_second_round)
-    assert list(timings.seconds) == [lives]
-    assert all(seconds > 0 for seconds in timings.seconds[lives])
-    said = " ".join(capsys.readouterr().err.split())
-    assert "wholebatch (shape X, norm none, 1 thread) is left out: its process ended by signal SIGKILL" in said
-    assert all(ended(pid) for pid in pids)
-
-
-def test_a_worker_that_says_nothing_is_ended():
-    worker = Worker("sklearn", usable()[:1], SYSTEMS["sklearn"], patience=0.01)
-    with pytest.raises(WorkerError, match="gave no answer within"):
-        worker.ask("load")
-    assert not worker.alive
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_no_process_is_left_where_the_run_is_stopped(number: signal.Signals, code: int, tmp_path: Path):
-    command = [sys.executable, "-m", "benchmarks", *TINY, "--peers", "sklearn", "--repeats", "1000000"]
-    with (tmp_path / "err").open("w") as err:
-        process = subprocess.Popen([*command, "--json", str(tmp_path / "rows")], cwd=ROOT, stdout=err, stderr=err)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until = time.monotonic() + 60
-    while not (workers := [int(pid) for pid in children.read_text().split()]):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(timeout=30) == code
-    assert all(ended(pid) for pid in workers)
-    if number == signal.SIGINT:
-        assert (tmp_path / "err").read_text().splitlines()[-1] == "benchmarks: interrupted"
-    assert not (tmp_path / "rows").exists()
 
 
 def test_counts_by_hand():
@@ -244,111 +146,6 @@ def test_the_instruction_set_in_use_is_told(monkeypatch: pytest.MonkeyPatch):
     lines = machine.describe([0], {"torch": "1"})
     expected = "portable (forced)" if native_available() else "none (forced)"
     assert lines[1] == f"instruction set of wholebatch: {expected}"
-
-
-@pytest.mark.parametrize("exponent", [-1.0, 0.0, 1.7])
-def test_the_exponent_of_an_exact_power(exponent: float):
-    sizes = [2, 16, 64, 1024]
-    fit = fit_exponent(sizes, [3e-6 * n**exponent for n in sizes])
-    assert fit.exponent == pytest.approx(exponent, abs=1e-12)  # a few roundings of logarithms below 20
-    assert fit.error == pytest.approx(0, abs=1e-7)  # the root of a difference of 1e-16
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        fit_exponent([1, 2], [1.0])
-    with pytest.raises(ValueError, match="must be above 0"):
-        fit_exponent([1, 2], [0.0, 1.0])
-
-
-def test_scaling_is_summed_up_by_axis():
-    seconds = {
-        Contender(str(n), "wholebatch", norm, 1): [factor * n * 1e-6] * 2
-        for n in (64, 256, 1024)
-        for norm, factor in (("batch", 2.2), ("none", 2.0))
-    }
-    found = scaling.summarise("batch", (64, 256, 1024), ["wholebatch"], Timings(seconds))
-    assert [e["exponent"] for e in found["exponents"]] == pytest.approx([1.0, 1.0])
-    assert [p["median_us"] for p in found["points"][:3]] == pytest.approx([140.8, 563.2, 2252.8])
-    sheet = scaling.to_sheet(found)
-    assert sheet.rows[0] == ("64", "140.8", "128.0", "1.100")
-    assert "wholebatch, norm batch: exponent 1.00 ± 0.00" in sheet.caption
-
-
-@needs_engine
-def test_a_scaling_run_writes_its_points(tmp_path: Path):
-    path = tmp_path / "scaling.json"
-    options = ("--axes", "threads", "--threads", 1, "--systems", "wholebatch", "--repeats", 2, "--json", path)
-    assert run("scaling", *options) == 0
-    (found,) = json.loads(path.read_text())
-    assert [(p["value"], p["norm"]) for p in found["points"]] == [(1, "batch"), (1, "none")]
-    assert all(0 < p["p20_us"] <= p["median_us"] <= p["p80_us"] < math.inf for p in found["points"])
-    assert found["exponents"] == []  # of a single point there is none
-
-
-# Ten steps of a peer from torch eager's parameters; prints the largest difference to eager's parameters after them. In
-# a process of its own, for jax starts threads and compile's stance is global.
-SAME_WORK = """
-import sys
-import numpy as np, torch
-from benchmarks.limits import Limits
-from benchmarks.problem import Problem
-from benchmarks.systems import compiled, eager
-
-def difference(found, net):
-    return max(float(abs(a - b.detach().numpy()).max()) for a, b in zip(found, net.parameters(), strict=True))
-
-torch.compiler.set_stance("force_eager")  # the formulas are looked at, not the compiler
-for norm in ("batch", "layer", "none"):
-    for optimizer in ("sgd", "adam"):
-        problem = Problem(16, (4, 8, 6, 3), norm, optimizer, 1)
-        batches = eager.make_batches(problem)[:10]
-        loop = eager._loop(problem, batches, "foreach")
-        start = [p.detach().clone() for p in loop.net.parameters()]
-        loop.run(10)
-        moved = difference([p.numpy() for p in start], loop.net)
-        if sys.argv[1] == "compile":
-            peer = compiled.whole(problem, batches)
-            peer.run(10)
-            found = [p.detach().numpy() for p in peer.net.parameters()]
-            buffers = [b.numpy() for n, b in peer.net.named_buffers() if "running" in n]
-        else:
-            import jax
-            from benchmarks.systems import jitted
-            layers, running, moments, count = jitted.initial(problem)
-            values = iter(start)
-            for layer in layers:  # torch's order, and its weights are (out, in)
-                for name in ("w", "b", "gamma", "beta"):
-                    if name in layer:
-                        value = next(values).numpy()
-                        layer[name] = value.T if name == "w" else value
-            state = layers, running, moments, count
-            step = jax.jit(jitted.take_step, static_argnums=0)
-            for x, y in batches:
-                state = step(problem, state, x.numpy(), y.numpy().astype("int32"))
-            found = [np.asarray(layer[name]).T if name == "w" else np.asarray(layer[name])
-                     for layer in state[0] for name in ("w", "b", "gamma", "beta") if name in layer]
-            buffers = [np.asarray(part) for pair in state[1] for part in pair]
-        theirs = [b.numpy() for n, b in loop.net.named_buffers() if "running" in n]
-        far = max([float(abs(a - b).max()) for a, b in zip(buffers, theirs, strict=True)], default=0.0)
-        print(norm, optimizer, moved, difference(found, loop.net), far)
-"""
-
-
-@pytest.mark.parametrize("peer", ["compile", "jax"])
-def test_peers_do_the_same_work_as_torch_eager(peer: str):
-    if peer == "jax" and importlib.util.find_spec("jax") is None:
-        pytest.skip("jax is not installed")
-    done = subprocess.run(
-        [sys.executable, "-c", SAME_WORK, peer], cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 6
-    for norm, optimizer, *numbers in lines:
-        moved, difference, far = map(float, numbers)
-        # Ten steps of about 1e-5 (Adam) and more (SGD); parameters are below 2, so a float32 rounding is 1.2e-7, and a
-        # wrong formula would be off by about a step.
-        assert moved > 5e-5, (norm, optimizer)
-        assert difference < 0.1 * moved, (norm, optimizer)
-        assert far < 1e-5, (norm, optimizer)  # statistics of size 1, some ten roundings
 
 
 def test_shapes_read_as_written():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -175,6 +176,19 @@ def test_a_checkpoint_can_be_differentiated_twice() -> None:
         y = run(lambda x: layer(x.exp()).tanh(), x)
         (slope,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
         return [slope, *torch.autograd.grad(slope.square().sum(), (x, layer.weight)), *layer.buffers()]
+
+    assert equal(differentiate(replaying), differentiate(plain))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it
+def test_forward_mode_in_a_checkpoint() -> None:
+    def differentiate(run: Run) -> list[Tensor]:
+        layer, x = wholebatch.BatchNorm1d(3).double(), draw(6, 3)
+        with forward_ad.dual_level():
+            y = run(lambda h: layer(h.exp()).sin(), forward_ad.make_dual(x, draw(6, 3, seed=1).detach()))
+            tangent = forward_ad.unpack_dual(y).tangent
+            (slope,) = torch.autograd.grad(tangent.square().sum(), x)
+            return [tangent, forward_ad.unpack_dual(slope).primal, *layer.buffers()]
 
     assert equal(differentiate(replaying), differentiate(plain))
 

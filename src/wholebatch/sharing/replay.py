@@ -221,8 +221,15 @@ class Visit:
 
     def record(self, moments: Moments | None) -> None:
         """Write down what the call found, or was given; None in evaluation."""
+        if not self._writers:
+            return
+        kept = None
+        if self._training:
+            assert moments is not None
+            # A graph of theirs, which forward mode makes, would hold the checkpoint that holds the record.
+            kept = Moments(moments.count, moments.mean.detach(), moments.m2.detach())
         for record in self._writers:
-            record.entries.append(_Entry(self._layer, self._shape, moments if self._training else None))
+            record.entries.append(_Entry(self._layer, self._shape, kept))
 
 
 def attend(layer: str, shape: tuple[int, ...], training: bool) -> Visit | None:

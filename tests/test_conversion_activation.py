@@ -117,26 +117,30 @@ class Takes(Branching):
         return torch.cat([part.flatten(1) for part in kept], 1)
 
 
-class Reaches(Branching):
-    """A part that is a module of its own, of which a layer is called from outside."""
+class Parted(Branching):
+    """A part that is a module of its own, of which a layer is called from outside, in one way or another."""
 
     def __init__(self) -> None:
         super().__init__()
         self.part = Net(ABSORBED["followed by a module"])
 
+
+class Reaches(Parted):
+    """By its name."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.part(x) if x.sum() > 0 else self.part.bn(x)
 
 
-class Hidden(Reaches):
-    """The same, where the source does not say so."""
+class Hidden(Parted):
+    """Without its name."""
 
     def forward(self, x: Tensor) -> Tensor:
         return next(self.part.children())(x) if x.sum() > 0 else self.part(x)
 
 
-class Helped(Reaches):
-    """The same, in a method that forward calls."""
+class Helped(Parted):
+    """In a method that forward calls."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.helper(x) if x.sum() > 0 else self.part(x)
@@ -145,8 +149,59 @@ class Helped(Reaches):
         return self.part.bn(x)
 
 
+def take(net: Parted, x: Tensor) -> Tensor:
+    y: Tensor = net.part.bn(x)
+    return y
+
+
+class HandsOn(Parted):
+    """In a function that gets the whole module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) if x.sum() > 0 else take(self, x)
+
+
+def wrapping(method: Callable[[Parted, Tensor], Tensor]) -> Callable[[Parted, Tensor], Tensor]:
+    def forward_of(self: Parted, x: Tensor) -> Tensor:
+        return method(self, x)
+
+    return forward_of
+
+
+class Wrapped(Parted):
+    """Behind a decorator that does not tell what it wraps."""
+
+    @wrapping
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) if x.sum() > 0 else self.part.bn(x)
+
+
+class Built(Parted):
+    """In code that is in no file."""
+
+    exec("def forward(self, x): return self.part(x) if x.sum() > 0 else self.part.bn(x)")
+
+
+class Picks(Branching):
+    """Layers out of a part in a list of parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([self.body])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.parts[0](x)
+        return self.parts[0][1](self.parts[0][0](x))
+
+
 @pytest.mark.parametrize(
-    ("cls", "path"), [(Takes, "body.1"), (Reaches, "part.bn"), (Hidden, "part.bn"), (Helped, "part.bn")]
+    ("cls", "path"),
+    [
+        (Takes, "body.1"),
+        (Picks, "body.1"),
+        *((cls, "part.bn") for cls in (Reaches, Hidden, Helped, HandsOn, Wrapped, Built)),
+    ],
 )
 def test_what_code_that_cannot_be_traced_takes_apart_stays(cls: type[Branching], path: str) -> None:
     net = stir(cls().double())

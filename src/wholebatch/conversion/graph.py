@@ -73,14 +73,15 @@ class Survey:
         return repr(self.names[module]) if self.names[module] else f"the model ({type(module).__name__})"
 
     def _reached(self, module: nn.Module, region: Region) -> str | None:
-        inner = _path(region.root, module)
+        inner = [name for path in _paths(region.root, module) for name in path]
         sequence = isinstance(region.root, nn.Sequential)
         for caller in self.opaque:
             if caller is region.root or not any(part is region.root for part in caller.modules()):
                 continue
-            doubt = doubt_whole(caller, _path(caller, region.root), inner, sequence=sequence)
-            if doubt:
-                return doubt
+            for path in _paths(caller, region.root):
+                doubt = doubt_whole(caller, path, inner, sequence=sequence)
+                if doubt:
+                    return doubt
         return None
 
 
@@ -201,9 +202,9 @@ def _own(caller: nn.Module) -> Iterator[nn.Module]:
             yield from _own(child)
 
 
-def _path(module: nn.Module, part: nn.Module) -> list[str]:
-    name: str = next(name for name, found in module.named_modules() if found is part)
-    return name.split(".")
+def _paths(module: nn.Module, part: nn.Module) -> list[list[str]]:
+    """The names that lead from ``module`` to ``part``: of a shared one several."""
+    return [name.split(".") for name, found in module.named_modules(remove_duplicate=False) if found is part]
 
 
 @contextmanager

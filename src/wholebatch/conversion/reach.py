@@ -120,8 +120,6 @@ class _Reader(ast.NodeVisitor):
         elif isinstance(node.func, ast.Name) and node.func.id == "super":
             return
         else:
-            if isinstance(node.func, ast.Subscript) and isinstance(node.func.value, ast.Name):
-                self.code.iterates = True
             self.visit(node.func)
         for part in (*node.args, *node.keywords):
             self.visit(part)
@@ -145,6 +143,11 @@ class _Reader(ast.NodeVisitor):
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         self._loop(node.iter)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if isinstance(node.value, ast.Name | ast.Subscript):  # stage[0], self.stages[0][1]
+            self.code.iterates = True
         self.generic_visit(node)
 
     def visit_Starred(self, node: ast.Starred) -> None:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
         LazyBatchNorm2d,
         LazyBatchNorm3d,
     )
+    from wholebatch.microbatches import (
+        LockstepError,
+        accumulate,
+        lockstep,
+    )
     from wholebatch.recomputing import (
         saving_inputs,
     )
@@ -55,14 +60,17 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LockstepError",
     "Loss",
     "MeetingError",
     "Optimizer",
     "Training",
     "__version__",
+    "accumulate",
     "convert",
     "fold",
     "functional",
+    "lockstep",
     "recalibrate",
     "replay",
     "replayed",
@@ -94,6 +102,11 @@ _ROOMS = {
         "LazyBatchNorm1d",
         "LazyBatchNorm2d",
         "LazyBatchNorm3d",
+    ),
+    "wholebatch.microbatches": (
+        "LockstepError",
+        "accumulate",
+        "lockstep",
     ),
     "wholebatch.recomputing": ("saving_inputs",),
     "wholebatch.sharing": (

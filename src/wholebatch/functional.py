@@ -7,13 +7,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
 from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel
 from wholebatch.moments import Moments
+from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
 from wholebatch.sharing.replay import attend, unseen
@@ -76,6 +77,24 @@ def batch_norm(
     """
     if save not in (None, "input"):
         raise ValueError(f"save is {save!r}; it must be None or 'input'")
+    if UNCOMPILED and training and torch.compiler.is_compiling():  # parts in lockstep meet here, outside of graphs
+        y: Tensor = UNCOMPILED[0](
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            process_group=process_group,
+            mask=mask,
+            activation=activation,
+            residual=residual,
+            save=save,
+            layer=layer,
+        )
+        return y
     slope, function = resolve_activation(activation)
     if not training and (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
         return _evaluate(input, running_mean, running_var, weight, bias, eps, mask, slope, function, residual)
@@ -111,13 +130,14 @@ def batch_norm(
             )
         call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
     visit = attend(layer, input.shape, training)
+    party = PARTY.get() if training and (visit is None or not visit.replays) else None
     if visit is None:
-        y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum)
+        y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum, party)
     else:  # a checkpoint is open: what its first pass found is used again, and moved nothing but then
         call.moments = visit.moments
         running = (None, None) if visit.replays else (running_mean, running_var)
         with unseen():
-            y = _run(call, input, weight, bias, residual, mask, *running, momentum)
+            y = _run(call, input, weight, bias, residual, mask, *running, momentum, party)
         visit.record(call.moments)
     if save is not None and y.requires_grad:
         plan_output(y, input, call, weight, bias, residual, mask)
@@ -134,15 +154,21 @@ def _run(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float | Tensor,
+    party: Party | None,
 ) -> Tensor:
     y: Tensor
+    if party is not None:
+        identity = running_mean if running_mean is not None else weight if isinstance(weight, nn.Parameter) else None
+        running = (running_mean, running_var, momentum)
+        return normalise_in_turn(party, call, input, weight, bias, residual, mask, *running, identity)
     if _transformed():
+        call.moments = None  # of a checkpoint's first pass: they are differentiated too, so they are formed again
         y = normalise_plainly(input, Affine(weight, bias, residual, call.slope, mask), call)
     else:
         y = BatchNormFunction.apply(input, weight, bias, residual, mask, call)  # type: ignore[no-untyped-call]
     if call.moments is not None and call.moments.count > 0:
         call.moments.check(input.shape)
-        _move(running_mean, running_var, call.moments, momentum)
+        move_running(running_mean, running_var, call.moments, momentum)
     return y
 
 
@@ -207,7 +233,10 @@ def _with_channels(mask: Tensor, input: Tensor) -> Tensor:
     )
 
 
-def _move(running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float | Tensor) -> None:
+def move_running(
+    running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float | Tensor
+) -> None:
+    """Move running statistics by those of a mini-batch."""
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(moments.mean.to(running_mean.dtype), momentum)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
+from wholebatch.parts import count_call
 from wholebatch.sharing import ProcessGroupLike
-from wholebatch.sharing.replay import count_call
 
 
 class WholeBatchNorm(_BatchNorm):

@@ -1,0 +1,23 @@
+"""The modes of memory, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from wholebatch.microbatches.store import InPlace, Store
+
+Offload = Literal["none", "cpu", "recompute"]
+
+
+def store_maker(offload: Offload, model: Callable[..., Any], parts: Sequence[Any]) -> Callable[[], Store]:
+    """What makes each part's store.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if offload not in get_args(Offload):
+        raise ValueError(f"offload is {offload!r}; it must be one of {', '.join(map(repr, get_args(Offload)))}")
+    if offload == "none":
+        return InPlace
+    raise NotImplementedError

@@ -1,0 +1,49 @@
+"""Where a part's tensors are while they wait for backward, or the part for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Store(Protocol):
+    """What becomes of one part's tensors."""
+
+    def keep(self, x: Tensor) -> Callable[[], Tensor]:
+        """Hold ``x`` for a later node of the same backward pass, which gets it from the function returned."""
+        ...
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """Context of the part: what autograd saves in it."""
+        ...
+
+    def put_aside(self, z: Tensor) -> None:
+        """The part stops at a batch norm with input ``z``."""
+        ...
+
+    def take_back(self) -> None:
+        """The part goes on."""
+        ...
+
+    def finish(self, result: Any) -> None:
+        """The part ends with this result."""
+        ...
+
+
+class InPlace:
+    """``offload="none"``: all stays where it is."""
+
+    def keep(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x
+
+    def saving(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def put_aside(self, z: Tensor) -> None: ...
+
+    def take_back(self) -> None: ...
+
+    def finish(self, result: Any) -> None: ...

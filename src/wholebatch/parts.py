@@ -1,0 +1,331 @@
+"""Batch norm over parts of the mini-batch that one process takes in turn: three nodes of autograd for each call.
+
+One node for all parts would hold every part's input and gradient at once. So each part has a node on either side, and
+only vectors of C numbers pass the one in the middle::
+
+    forward     part 1   z ── FindMoments ── moments ─┐           ┌─ mean, rstd ── Apply ── y
+                part 2   z ── FindMoments ── moments ─┴── Unite ──┴─ mean, rstd ── Apply ── y
+
+    backward    part 1   g ── Apply (keeps g) ── sums ─┐           ┌─ whole sums ── FindMoments (takes g) ── dz
+                part 2   g ── Apply (keeps g) ── sums ─┴── Unite ──┴─ whole sums ── FindMoments (takes g) ── dz
+
+What flows back along the edges of the middle are not gradients of moments but the two sums of
+:mod:`wholebatch.batch_norm`: ``sum(dt), sum(dt * xhat)``, of a part and then of the whole mini-batch. An output that
+nobody uses adds nothing to them, and its part still gets its ``dz``, with ``g = 0``.
+
+A part has finished its section of the net, and holds none of it, when autograd goes on to the next part: nodes run in
+the reverse order of their making, and a section's are made one after the other.
+
+Whoever takes the parts in turn says so by :data:`PARTY`, and lets each wait in :meth:`Party.meet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wholebatch.batch_norm import Call
+from wholebatch.kernels.batch_norm import Affine
+from wholebatch.moments import Moments
+from wholebatch.sharing import Meeting, Sharing
+from wholebatch.sharing.replay import count_call as count_call_alone
+
+Keep = Callable[[Tensor], Callable[[], Tensor]]
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A part at a batch norm: what it brings to the meeting.
+
+    Attributes:
+        call: what is to be done; ``call.moments`` are set to those of the whole mini-batch by the meeting.
+        tokens: ``(2, C)``, mean and M2 of this part, as autograd knows them.
+        count: elements per channel in this part.
+        shape: of this part's input.
+        identity: what stands for the layer: the same object in all parts, or None where there is none.
+        running_mean, running_var, momentum: to be moved by the meeting; None: not.
+        grad: whether the part records for autograd.
+        joint: set by the meeting.
+    """
+
+    call: Call
+    tokens: Tensor
+    count: float
+    shape: torch.Size
+    identity: object
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    momentum: float | Tensor
+    grad: bool
+    joint: _Joint | None = None
+
+
+class Party(Protocol):
+    """A part's connection to whoever takes the parts in turn."""
+
+    keep: Keep
+
+    def meet(self, arrival: Arrival, z: Tensor) -> Tensor:
+        """Wait for all parts; ``(2, C)``: mean and rstd of the whole mini-batch. ``z`` may be put aside meanwhile."""
+        ...
+
+    def count(self, counter: Tensor) -> None:
+        """Add 1 to a layer's counter of calls, once for all parts."""
+        ...
+
+
+PARTY: ContextVar[Party | None] = ContextVar("wholebatch.parts", default=None)
+
+# While parts run and torch's compiler is loaded: batch_norm kept out of compiled graphs, which cannot wait. What was
+# compiled while this was empty is compiled again: the compiler watches what it has read.
+UNCOMPILED: list[Callable[..., Tensor]] = []
+
+
+class Run:
+    """One run of all parts. ``ended``: they have come to their end; before that there is no whole to differentiate."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self) -> None:
+        self.ended = False
+
+
+class _Joint:
+    """One meeting, as the nodes of all parts know it. ``spent``: the backward pass that released its graph."""
+
+    __slots__ = ("run", "spent")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.spent: int | None = None
+
+    def check(self) -> None:
+        """Raise where a backward pass cannot be that of the whole mini-batch.
+
+        Raises:
+            RuntimeError: from inside of a part, twice over a released graph, or to be differentiated again.
+        """
+        if not self.run.ended:
+            raise RuntimeError(
+                "backward() was called inside of one part while the others have not come to their end: a batch norm's "
+                "gradient needs all parts. Return the loss of each part, and call sum(losses).backward() after lockstep"
+            )
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True: what lockstep did can be differentiated once, and this asks for a second "
+                "derivative; take it over the undivided mini-batch"
+            )
+        task = torch._C._current_graph_task_id()
+        if self.spent is not None and self.spent != task:
+            raise RuntimeError(
+                "backward() is called a second time through parts in lockstep, and the first one has released the "
+                "graph of all of them. One backward serves all parts: add up their losses, sum(losses).backward(); "
+                "(retain_graph=True in all but the last call gives the same gradients, each at the cost of the whole)"
+            )
+        if not torch._C._autograd._get_current_graph_task_keep_graph():  # type: ignore[attr-defined]
+            self.spent = task
+
+
+class _Passing:
+    """One call of one part, which its two nodes know in common."""
+
+    __slots__ = ("affine", "call", "count", "joint", "keep", "kept", "task")
+
+    def __init__(self, call: Call, affine: Affine, keep: Keep) -> None:
+        self.call, self.affine, self.keep = call, affine, keep
+        self.joint: _Joint | None = None
+        self.count = 0.0
+        # What the part's second node leaves for its first one, and in which backward pass.
+        self.kept: tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], Tensor] | None] | None = None
+        self.task = -1
+
+
+class _FindMoments(torch.autograd.Function):
+    """``(2, C)``, mean and M2 of a part; backward: ``dz`` and ``dresidual`` of it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, residual: Tensor | None, passing: _Passing) -> Tensor:
+        moments = passing.call.kernel.moments(z, passing.affine.mask)
+        passing.count = float(moments.count)
+        ctx.save_for_backward(z)
+        ctx.passing = passing
+        return torch.stack([moments.mean, moments.m2])
+
+    @staticmethod
+    def backward(ctx: Any, whole: Tensor) -> tuple[Tensor | None, ...]:
+        passing: _Passing = ctx.passing
+        affine, statistics = passing.affine, passing.call.statistics
+        assert statistics is not None
+        kept, passing.kept = passing.kept, None
+        residual = None
+        if kept is not None and passing.task == torch._C._current_graph_task_id():
+            z, g = kept[0](), kept[1]()
+            residual = kept[2]() if kept[2] is not None else None
+        else:  # this part's output took no part in the loss
+            (z,) = ctx.saved_tensors
+            g = torch.zeros_like(z)
+        has_residual = ctx.needs_input_grad[1]
+        if residual is None and has_residual:
+            residual = g  # without an activation its value is of no matter, only that there is one
+        affine = Affine(affine.weight, affine.bias, residual, affine.slope, affine.mask)
+        count = 0 if passing.call.moments is None else passing.call.moments.count
+        dz, dt = passing.call.kernel.input_gradient(g, z, *statistics, affine, whole, count)
+        return (dz if ctx.needs_input_grad[0] else None, (g if dt is None else dt) if has_residual else None, None)
+
+
+class _Unite(torch.autograd.Function):
+    """``(2, C)``, mean and rstd of the whole mini-batch; backward: the sums over it. Keeps no tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, arrivals: Sequence[Arrival], joint: _Joint, *tokens: Tensor) -> Tensor:
+        call = arrivals[0].call
+        moments = merge([arrival.count for arrival in arrivals], tokens)
+        if call.sharing is not None:
+            moments = call.sharing.merge(moments, Meeting(call.layer, "forward"))
+        for arrival in arrivals:
+            arrival.call.moments = moments
+        ctx.sharing, ctx.layer, ctx.joint = call.sharing, call.layer, joint
+        return torch.stack([moments.mean, moments.rstd(call.eps)])
+
+    @staticmethod
+    def backward(ctx: Any, sums: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.joint.check()
+        sharing: Sharing | None = ctx.sharing
+        whole = sums if sharing is None else sharing.sum(sums.contiguous(), Meeting(ctx.layer, "backward"))
+        return None, None, *(whole if needed else None for needed in ctx.needs_input_grad[2:])
+
+
+class _Apply(torch.autograd.Function):
+    """``y`` of a part; backward: its sums, and with them the gradients of weight and bias.
+
+    ``source`` is the part's other node, which saves ``z`` for both; None: it does not record, and this one does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        statistics: Tensor,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        passing: _Passing,
+        source: Any,
+    ) -> Tensor:
+        assert passing.call.statistics is not None
+        mean, rstd = passing.call.statistics
+        mask, slope = passing.affine.mask, passing.affine.slope
+        y = passing.call.kernel.apply(z, mean, rstd, Affine(weight, bias, residual, slope, mask))
+        # In the same order as BatchNormFunction, which stands for both nodes where a checkpoint recomputes them.
+        saved = (weight, bias, residual if slope != 1 else None, mask, mean, rstd)
+        ctx.save_for_backward(z if source is None else None, *saved)
+        ctx.passing, ctx.source = passing, source
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        passing: _Passing = ctx.passing
+        assert passing.joint is not None
+        passing.joint.check()
+        z, weight, bias, residual, mask, mean, rstd = ctx.saved_tensors
+        if ctx.source is not None:
+            (z,) = ctx.source.saved_tensors
+        affine = Affine(weight, bias, residual, passing.affine.slope, mask)
+        sums = passing.call.kernel.sums(g, z, mean, rstd, affine)
+        if ctx.source is not None:
+            keep = passing.keep
+            passing.kept = keep(z), keep(g), None if residual is None else keep(residual)
+            passing.task = torch._C._current_graph_task_id()
+        needs = ctx.needs_input_grad
+        return (
+            sums if needs[0] else None,
+            None,
+            sums[1] if weight is not None and needs[2] else None,
+            sums[0] if bias is not None and needs[3] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def merge(counts: Sequence[float], tokens: Sequence[Tensor]) -> Moments:
+    """The moments of all parts together, each given by its count and ``(2, C)``, mean and M2.
+
+    In float64 where the device has it, and relative to one part's mean, which keeps Chan's formula's accuracy::
+
+        mean = a + sum(n_p * (mean_p - a)) / n        M2 = sum(M2_p) + sum(n_p * (mean_p - mean)^2)
+    """
+    dtype, device, total = tokens[0].dtype, tokens[0].device, sum(counts)
+    if total == 0:
+        return Moments(0, *torch.zeros_like(tokens[0]).unbind())
+    wide = dtype if device.type == "mps" else torch.float64
+    means, m2s = torch.stack(list(tokens), 1).to(wide).unbind()
+    n = torch.tensor(counts, dtype=wide, device=device).unsqueeze(1)
+    origin = means[next(p for p, count in enumerate(counts) if count)]
+    mean = origin + (n * (means - origin)).sum(0) / total
+    m2 = m2s.sum(0) + (n * (means - mean).square()).sum(0)
+    return Moments(total, mean.to(dtype), m2.to(dtype))
+
+
+def unite(arrivals: Sequence[Arrival], run: Run) -> Tensor:
+    """The meeting itself, for all parts in order: ``(2, C)``, mean and rstd; ``call.moments`` of each are set."""
+    joint = _Joint(run)
+    for arrival in arrivals:
+        arrival.joint = joint
+    with torch.set_grad_enabled(any(arrival.grad for arrival in arrivals)):
+        tokens = [arrival.tokens for arrival in arrivals]
+        statistics: Tensor = _Unite.apply(arrivals, joint, *tokens)  # type: ignore[no-untyped-call]
+    return statistics
+
+
+def normalise_in_turn(
+    party: Party,
+    call: Call,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float | Tensor,
+    identity: object,
+) -> Tensor:
+    """``y`` of one part, after all parts have come here; ``call.moments`` are those of the whole mini-batch."""
+    affine = Affine(
+        None if weight is None else weight.detach(), None if bias is None else bias.detach(), None, call.slope, mask
+    )
+    passing = _Passing(call, affine, party.keep)
+    tokens: Tensor = _FindMoments.apply(z, residual, passing)  # type: ignore[no-untyped-call]
+    arrival = Arrival(
+        call,
+        tokens,
+        passing.count,
+        z.shape,
+        identity,
+        running_mean,
+        running_var,
+        momentum,
+        torch.is_grad_enabled(),
+    )
+    statistics = party.meet(arrival, z)
+    passing.joint, call.statistics = arrival.joint, (statistics[0].detach(), statistics[1].detach())
+    source = tokens.grad_fn
+    del tokens, arrival
+    fixed = None if residual is None else residual.detach()
+    y: Tensor = _Apply.apply(statistics, z.detach(), weight, bias, fixed, passing, source)  # type: ignore[no-untyped-call]
+    return y
+
+
+def count_call(counter: Tensor) -> None:
+    """Add 1 to a layer's counter of calls: once for all parts, and not in a checkpoint's recomputation."""
+    party = None if torch.compiler.is_compiling() else PARTY.get()
+    if party is None:
+        count_call_alone(counter)
+    else:
+        party.count(counter)

@@ -85,6 +85,12 @@ Mailbox::Mailbox(const std::string &path, std::uint64_t cookie, int ranks, int r
   set_doing(Doing::outside);
 }
 
+Mailbox::Mailbox(const Mailbox &maker, int rank)
+    : rank_(rank), ranks_(maker.ranks_), memory_(maker.memory_), owned_(false), bytes_(maker.bytes_),
+      process_(maker.process_) {
+  set_doing(Doing::outside);
+}
+
 std::size_t Mailbox::size_for(int ranks) { return alignof(Place) + sizeof(Place) * static_cast<std::size_t>(ranks); }
 
 void Mailbox::map(int ranks) {
@@ -107,7 +113,8 @@ Mailbox::~Mailbox() {
     if (doing == Doing::outside || doing == Doing::meeting || doing == Doing::standing_by)
       set_doing(Doing::ended);
   }
-  munmap(memory_, bytes_);
+  if (owned_)
+    munmap(memory_, bytes_);
   seal();
 }
 

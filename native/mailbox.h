@@ -50,6 +50,7 @@ public:
   // what lies at the path is another memory than the one with this cookie.
   Mailbox(std::uint64_t cookie, int ranks, int rank);                          // makes it
   Mailbox(const std::string &path, std::uint64_t cookie, int ranks, int rank); // opens what another rank made
+  Mailbox(const Mailbox &maker, int rank); // another rank in the same process and mapping: for the self-test
   ~Mailbox();
   Mailbox(const Mailbox &) = delete;
   Mailbox &operator=(const Mailbox &) = delete;
@@ -101,6 +102,7 @@ private:
   int descriptor_ = -1;
   int rank_, ranks_;
   void *memory_ = nullptr;
+  bool owned_ = true;
   std::size_t bytes_ = 0;
   long process_;
 

@@ -1,6 +1,6 @@
 // The engine without Python, for the sanitizers: trains small nets of every kind with several teams, and checks that
-// the parameters are the same bits for every number of threads and split. Prints the number of nets compared; exits
-// with 1 on a difference.
+// the parameters are the same bits for every number of threads and split. And the ranks' mailbox, with threads as
+// ranks. Prints the number of nets compared; exits with 1 on a difference.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -10,6 +10,10 @@
 #include "network.h"
 
 using namespace wholebatch;
+
+namespace wholebatch {
+bool mailbox_selftest(); // mailbox_selftest.cpp
+}
 
 namespace {
 
@@ -144,5 +148,9 @@ template <class T> bool same_bits(const char *set) {
 
 int main() {
   const char *set = name_of(instruction_set());
+#ifdef __linux__
+  if (!mailbox_selftest())
+    return 1;
+#endif
   return same_bits<float>(set) && same_bits<double>(set) ? 0 : 1;
 }

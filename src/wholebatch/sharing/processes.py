@@ -44,6 +44,7 @@ class Processes:
         self._on_host: Transport | None = None
         self._on_device: Transport | None = None
         self._broken: MeetingError | None = None
+        self._has_left = False
         exits.watch(self)
 
     def merge(self, moments: Moments, meeting: Meeting) -> Moments:
@@ -80,7 +81,8 @@ class Processes:
 
     def leave(self, doing: Doing, text: str) -> None:
         """Tell the others that this rank will not come any more, and why."""
-        if self._broken is None and self._process == os.getpid():
+        if not self._has_left and self._process == os.getpid():
+            self._has_left = True  # the first reason is the one: an exception is followed by the end of the process
             (self._on_host or self._lookout).leave(doing, text)
 
     def _exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import wholebatch
 from nets import Branching, ResNet18, gradients, images, stir, transformers_resnet
 from wholebatch.conversion import convert, revert
 from wholebatch.layers import WholeBatchNorm
+from wholebatch.moments import Moments
+from wholebatch.sharing import Meeting
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": ResNet18,
@@ -185,6 +188,19 @@ def test_lazy_layers_become_ours_at_their_first_input() -> None:
     assert type(revert(model)[1]) is nn.BatchNorm2d
 
 
+class Alone:
+    """Shares with nobody, and can be copied as little as a process group."""
+
+    def merge(self, moments: Moments, meeting: Meeting) -> Moments:
+        return moments
+
+    def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
+        return vectors
+
+    def __deepcopy__(self, memo: object) -> Alone:
+        raise TypeError("processes are not copied")
+
+
 def test_parametrized_layers_stay_parametrized() -> None:
     class Double(nn.Module):
         def forward(self, w: Tensor) -> Tensor:
@@ -194,7 +210,7 @@ def test_parametrized_layers_stay_parametrized() -> None:
     parametrize.register_parametrization(model[1], "weight", Double())
     x = images().mean((2, 3))
     expected, keys = gradients(model, x), list(model.state_dict())
-    layer = convert(model)[1]
+    layer = convert(model, Alone())[1]
     assert isinstance(layer, wholebatch.BatchNorm1d)
     assert parametrize.is_parametrized(layer, "weight")
     assert list(model.state_dict()) == keys
@@ -213,6 +229,15 @@ def test_strangers_are_left_and_named() -> None:
         convert(model)
     assert type(model["stranger"]) is Halved
     assert type(model["known"]) is wholebatch.BatchNorm2d
+
+
+def test_a_layer_whose_forward_was_replaced_is_left_and_named() -> None:
+    """As the accelerate library does; the replacement goes on to torch's own forward, whatever the class is."""
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model[0].forward = functools.partial(nn.BatchNorm2d.forward, model[0])
+    with pytest.warns(UserWarning, match=r"0 \(BatchNorm2d, its forward set on the object\)"):
+        convert(model, activation=True)
+    assert type(model[0]) is nn.BatchNorm2d
 
 
 def test_other_norms_are_no_batch_norms() -> None:

@@ -66,10 +66,12 @@ def test_it_is_absorbed_where_the_graph_is_certain_and_changes_no_number(case: s
     ours = convert(copy.deepcopy(net), activation=True)
     assert (ours.bn.activation is not None) == (case in ABSORBED)
     for training in (True, False):
-        compiled = torch.compile(copy.deepcopy(ours.train(training)), backend="aot_eager", fullgraph=True)
+        twin = copy.deepcopy(ours.train(training))
         expected = gradients(net.train(training), images(4, 5))
         torch.testing.assert_close(gradients(ours.train(training), images(4, 5)), expected, **CLOSE)
-        torch.testing.assert_close(gradients(compiled, images(4, 5))[0], expected[0], **CLOSE)
+        if case in ABSORBED:
+            compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+            torch.testing.assert_close(gradients(compiled, images(4, 5))[0], expected[0], **CLOSE)
     revert(ours)
     assert list(map(type, ours.modules())) == list(map(type, net.modules()))
     torch.testing.assert_close(gradients(ours.train(), images(4, 5)), gradients(net.train(), images(4, 5)), **CLOSE)

@@ -108,6 +108,7 @@ def test_types_formats_and_flags_of_parameters_stay() -> None:
     model = model.to(memory_format=torch.channels_last)
     model[0].to(torch.bfloat16).weight.requires_grad_(False)
     conv = fold(model)[0][0]
+    assert conv is not model[0]
     assert conv.weight.dtype == conv.bias.dtype == torch.bfloat16
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert not conv.weight.requires_grad
@@ -174,6 +175,7 @@ def test_why_a_batch_norm_is_kept_whatever_the_graph() -> None:
     )
     assert "class Own" in reason(lambda m: m.__setitem__(1, Own(3).eval()))
     assert "'0' has hooks" in reason(lambda m: m[0].register_forward_hook(lambda *_: None))
+    assert "'0' has hooks, or a forward set" in reason(lambda m: setattr(m[0], "forward", m[0].forward))
     assert "'1' has hooks" in reason(lambda m: m[1].register_forward_pre_hook(lambda *_: None))
     with pytest.raises(ValueError, match="1 is lazy and has seen no input yet"):
         fold(nn.Sequential(nn.Conv2d(3, 3, 1), nn.LazyBatchNorm2d()))

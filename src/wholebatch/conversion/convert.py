@@ -92,7 +92,8 @@ def convert(
         ValueError: an unknown ``save`` or name of a group.
 
     Warns:
-        UserWarning: names batch norms of other classes, which may compute something else and are left as they are.
+        UserWarning: names batch norms of other classes, or whose forward was replaced on the object, which may compute
+            something else and are left as they are.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, and got a {type(model).__name__}")
@@ -112,7 +113,8 @@ def convert(
         if not isinstance(module, _BatchNorm):
             continue
         if not _become_ours(module, name, process_group, save):
-            strangers.append(f"{name or 'the model'} ({type(module).__name__})")
+            own = ", its forward set on the object" if "forward" in module.__dict__ else ""
+            strangers.append(f"{name or 'the model'} ({type(module).__name__}{own})")
         elif graph is not None and isinstance(module, WholeBatchNorm) and module.activation is None:
             activations = find_activations(module, graph)
             if activations:
@@ -121,8 +123,8 @@ def convert(
         attach_scope(model)
     if strangers:
         warnings.warn(
-            f"{len(strangers)} batch norms are of classes that wholebatch does not know, and stay as they are: "
-            f"{', '.join(strangers)}. If they compute what torch.nn's do, make them of torch.nn's classes before",
+            f"{len(strangers)} batch norms may compute something else than torch.nn's, and stay as they are: "
+            f"{', '.join(strangers)}. If they do not, make them of torch.nn's own classes before",
             stacklevel=2,
         )
     return model
@@ -165,7 +167,7 @@ def _become_ours(module: _BatchNorm, name: str, process_group: ProcessGroupLike,
         return True
     cls = parametrize.type_before_parametrizations(module)
     twin = TWINS.get(cls)
-    if twin is None:
+    if twin is None or "forward" in module.__dict__:
         return False
     origin = Origin(cls, getattr(module, "process_group", None))
     if cls is nn.SyncBatchNorm and process_group is None:

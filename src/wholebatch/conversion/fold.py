@@ -163,8 +163,6 @@ def _fold_into(linear: Any, batch_norm: _BatchNorm) -> None:
     for name, old, new in zip(("weight", "bias"), (weight, bias), zip(*parts, strict=True), strict=True):
         like = weight if old is None else old
         value = torch.cat(new).to(like.device, like.dtype)
-        if old is not None:
-            value = torch.empty_like(old).copy_(value)  # in its memory format
         linear.register_parameter(name, nn.Parameter(value, like.requires_grad))
 
 

@@ -58,7 +58,7 @@ class Survey:
     def doubt(self, module: nn.Module) -> str | None:
         """Why the calls of ``module`` in the graphs may not be all there is to know; None where they are."""
         if hooked(module):
-            return f"{self.name(module)} has hooks"
+            return f"{self.name(module)} has hooks, or a forward set on the object"
         if module in self.read:
             return f"the parameters of {self.name(module)} are used directly as well"
         caller = next((caller for caller in self.opaque if module in _own(caller)), None)
@@ -78,6 +78,8 @@ class Survey:
         for caller in self.opaque:
             if caller is region.root or not any(part is region.root for part in caller.modules()):
                 continue
+            if "forward" in caller.__dict__:
+                return f"{self.name(caller)} has a forward set on the object"
             for path in _paths(caller, region.root):
                 doubt = doubt_whole(caller, path, inner, sequence=sequence)
                 if doubt:
@@ -105,8 +107,8 @@ def survey(model: nn.Module, *, training: Sequence[bool]) -> Survey:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Somebody looks at what goes in or out of ``module`` itself."""
-    return any(
+    """Somebody looks at what goes in or out of ``module`` itself, or does something else in its place."""
+    return "forward" in module.__dict__ or any(
         module.__dict__.get(hooks)
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     )
@@ -127,7 +129,6 @@ class _Tracer(Tracer):
             or type(m).__module__.startswith("wholebatch.")
             or m in self.opaque
             or hooked(m)
-            or "forward" in m.__dict__
             or super().is_leaf_module(m, module_qualified_name)
         )
 

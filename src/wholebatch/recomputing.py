@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -44,7 +44,7 @@ class _Kept:
 
     tensor: Tensor
     version: int
-    plans: list[_Plan] = field(default_factory=list)
+    plans: tuple[_Plan, ...] = ()  # of what batch norm made of it
 
     def unpack(self) -> Tensor:
         if self.tensor._version != self.version:
@@ -66,7 +66,7 @@ class _Plan:
     input: weakref.ref[_Kept]
     kernel: Kernel
     slope: float
-    parts: dict[str, _Kept]  # mean, rstd; weight, bias and mask where there are some
+    parts: dict[str, _Kept]  # mean and rstd; weight, bias and mask where there are some
     residual: _Kept | _Recipe | None
     storage: StorageWeakRef
     version: int
@@ -117,12 +117,14 @@ class _Scope:
 
     def pack(self, x: Tensor) -> _Kept | _Recipe:
         """The hook: what stands for ``x`` in the graph. It refers to no tensor that refers to the graph."""
-        key = _key(x)
-        if key is None:
+        if not _is_plain(x):
             return _Kept(x.detach(), x._version)
         recipe = self.find_recipe(x)
         if recipe is not None:
             return recipe
+        if x.dim() < 2:  # no input of batch norm
+            return _Kept(x.detach(), x._version)
+        key = _key(x)
         kept = self.kept.get(key)
         if kept is None:
             kept = self.kept[key] = _Kept(x.detach(), x._version)
@@ -130,8 +132,7 @@ class _Scope:
 
     def find_kept(self, x: Tensor) -> _Kept | None:
         """What holds ``x`` already."""
-        key = _key(x)
-        return None if key is None else self.kept.get(key)
+        return self.kept.get(_key(x)) if _is_plain(x) else None
 
     def find_recipe(self, x: Tensor) -> _Recipe | None:
         """The recipe of ``x``, where it is the output of a planned call, or a view of it, and not changed since."""
@@ -157,15 +158,13 @@ class _Scope:
         if call.statistics is None:
             return  # done by torch's operations one by one, which save what they need
         mean, rstd = call.statistics
-        needed = {"mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "mask": mask}
-        found = {name: self.find_kept(part) for name, part in needed.items() if part is not None}
-        parts = {name: kept for name, kept in found.items() if kept is not None}
+        vectors = {"mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "mask": mask}
         input = self.find_kept(z)
-        if input is None or len(parts) < len(found):
+        if input is None:
             return  # there is no graph, or other hooks have taken what it saved
         held = None
         if residual is not None:
-            held = self.find_kept(residual) or self.find_recipe(residual)
+            held = self.find_kept(residual) or (self.find_recipe(residual) if _is_plain(residual) else None)
             source = held.input if isinstance(held, _Recipe) else held
             # What is itself formed from a residual would be formed through all blocks before it. What is formed from
             # the same z would be a circle of references.
@@ -176,7 +175,7 @@ class _Scope:
             weakref.ref(input),
             call.kernel,
             call.slope,
-            parts,
+            {name: _Kept(part.detach(), part._version) for name, part in vectors.items() if part is not None},
             held,
             storage,
             y._version,
@@ -184,14 +183,16 @@ class _Scope:
             int(y.storage_offset()),
             _extent(y),
         )
-        input.plans.append(plan)
+        input.plans += (plan,)
         self.plans[storage.cdata] = plan
 
 
-def _key(x: Tensor) -> Key | None:
-    """Where a tensor is and what it looks like; None for one that is more than that."""
-    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided or x.is_neg() or x.is_conj():
-        return None
+def _is_plain(x: Tensor) -> bool:
+    """Whether where it is and what it looks like is all there is to a tensor."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_neg() and not x.is_conj()
+
+
+def _key(x: Tensor) -> Key:
     return x.untyped_storage()._cdata, x.storage_offset(), x.size(), x.stride(), x.dtype, x._version
 
 

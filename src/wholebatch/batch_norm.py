@@ -131,6 +131,21 @@ def find_gradients(
     return (*kernel.input_gradient(g, z, mean, rstd, affine, whole, count), sums)
 
 
+def normalise_plainly(z: Tensor, affine: Affine, call: Call) -> Tensor:
+    """``y`` by torch's operations alone, for what differentiates those one by one (torch.func, forward mode).
+
+    Raises:
+        ValueError: workers share the mini-batch, and the transformation would not know of them.
+    """
+    if call.sharing is not None:
+        raise ValueError(
+            f"{call.layer} shares its mini-batch with other workers, which torch.func and forward-mode differentiation "
+            "cannot follow: set its process_group to None for them, or use torch.autograd.grad"
+        )
+    call.kernel = Reference()
+    return normalise(z, affine, call)[0]
+
+
 class _SharedSum(torch.autograd.Function):
     """A sum over workers that can be differentiated: the gradient of a sum is the sum of the gradients."""
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ranks import Outcome, run_ranks
 from wholebatch.kernels import native_available
 from wholebatch.moments import Moments
-from wholebatch.sharing import Meeting, MeetingError, set_timeout, sharing_of
+from wholebatch.sharing import Meeting, MeetingError, announce, set_timeout, sharing_of
 from wholebatch.sharing.host import Process
 
 RANKS = 3
@@ -137,7 +137,11 @@ def test_ranks_that_disagree_are_told_how(kind: str, cause: str, row: str, remed
         ("raised", "raised ValueError: no such file", "look at what happened on rank 1 first"),
         ("exited", "raised ValueError: no such file", "look at what happened on rank 1 first"),
         ("killed", r"process \d+ is gone", "look at what happened on rank 1 first"),
-        ("ended", r"process \d+ (has ended|is gone)", r"ran out of data.*Join\(\[JoinBatchNorms\(model\)\]\)"),
+        (
+            "ended",
+            r"process \d+ (has ended or left the group|is gone)",
+            r"ran out of data.*Join\(\[JoinBatchNorms\(model\)\]\)",
+        ),
     ],
 )
 def test_a_rank_that_will_not_come_is_told_at_once(kind: str, doing: str, remedy: str, transport: str):
@@ -175,6 +179,27 @@ def test_a_rank_that_never_came_is_told_too(transport: str):
         rows = rows_of(outcomes[rank].error)
         assert rows[1] == "1 none has not come to a first meeting", rows
         assert re.search(r"rank 1 did not come within \d\.\d s", outcomes[rank].error)
+
+
+def fail_on_the_way(rank: int, kind: str) -> None:
+    announce("world")  # as a layer does when it is made
+    if rank == 1 and kind == "raised":
+        raise ValueError("no such file")
+    if rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    meet("layer0.bn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "doing"), [("raised", "raised ValueError: no such file"), ("killed", r"process \d+ is gone")]
+)
+def test_a_rank_that_fails_before_its_first_meeting_is_told_at_once(kind: str, doing: str):
+    outcomes = run_ranks(fail_on_the_way, 2, kind, timeout=30)
+    assert re.search(f"^MeetingError: batch norm over ranks stopped: rank 1:? {doing}\n", outcomes[0].error), outcomes[
+        0
+    ]
+    assert outcomes[0].seconds < AT_ONCE
 
 
 def wait_elsewhere(rank: int) -> str:

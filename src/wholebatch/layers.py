@@ -15,7 +15,7 @@ from wholebatch.activations import Activation, resolve_activation
 from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
 from wholebatch.parts import count_call
-from wholebatch.sharing import ProcessGroupLike
+from wholebatch.sharing import ProcessGroupLike, announce
 
 
 class WholeBatchNorm(_BatchNorm):
@@ -63,6 +63,7 @@ class WholeBatchNorm(_BatchNorm):
             raise ValueError(f"save is {save!r}; it must be None or 'input'")
         self.process_group, self.activation, self.save = process_group, activation, save
         self._name = name
+        announce(process_group)
         return self
 
     @property

@@ -1,9 +1,18 @@
 """Who shares the mini-batch: processes, micro-batches; and what activation checkpointing replays."""
 
 from wholebatch.sharing.diagnosis import MeetingError
-from wholebatch.sharing.groups import ProcessGroupLike, sharing_of
+from wholebatch.sharing.groups import ProcessGroupLike, announce, sharing_of
 from wholebatch.sharing.join import JoinBatchNorms
 from wholebatch.sharing.sharing import Meeting, Sharing
 from wholebatch.sharing.timeout import set_timeout
 
-__all__ = ["JoinBatchNorms", "Meeting", "MeetingError", "ProcessGroupLike", "Sharing", "set_timeout", "sharing_of"]
+__all__ = [
+    "JoinBatchNorms",
+    "Meeting",
+    "MeetingError",
+    "ProcessGroupLike",
+    "Sharing",
+    "announce",
+    "set_timeout",
+    "sharing_of",
+]

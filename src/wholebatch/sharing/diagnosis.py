@@ -62,7 +62,7 @@ class Position:
             Doing.MEETING: f"waiting {meeting} since {self.seconds:.1f} s",
             Doing.STANDING_BY: "out of data, standing by",
             Doing.RAISED: f"raised {self.text}",
-            Doing.ENDED: f"{process} has ended",
+            Doing.ENDED: f"{process} has ended or left the group",
             Doing.GAVE_UP: f"gave up, because {self.text}",
             Doing.GONE: f"{process} is gone",
             Doing.SILENT: f"does not answer; its last meeting was {self.seconds:.1f} s ago",

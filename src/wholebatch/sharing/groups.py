@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 
 import torch.distributed as dist
@@ -36,6 +37,13 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
             "or process_group=None"
         )
     return process_group
+
+
+def announce(process_group: ProcessGroupLike) -> None:
+    """Let a group know of this process before it meets the others, who are told then if it fails on its way."""
+    if isinstance(process_group, str | ProcessGroup) and dist.is_available() and dist.is_initialized():
+        with contextlib.suppress(ValueError):  # to be told where it is used
+            sharing_of(process_group)
 
 
 def find_group(process_group: ProcessGroup | str) -> ProcessGroup:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 from wholebatch.sharing.board import Board
@@ -19,6 +19,7 @@ from wholebatch.sharing.host import Process
 
 SLICE = 0.2  # seconds between two looks
 CARD = "card"  # the notice that a rank puts on the board when it comes to the first meeting
+_PROCESS = "process"  # and the one that it puts there as soon as it hears of the group
 _ANSWER = 1.0  # seconds that ranks get to say where they stand
 
 
@@ -34,17 +35,28 @@ class Lookout:
         self.rank, self._board, self._timeout = rank, board, timeout
         self.known = [Position(Doing.ABSENT)] * ranks
         self._near: dict[int, Process] = {}
+        self._own_process = Process("", 0, 0)
         self._moment = time.monotonic()  # when this rank came to stand where it does
         self._suspicious = False
         self._left = threading.Event()
 
+    def announce(self, process: Process) -> None:
+        """Tell the others which process this rank is, before any of them waits for it."""
+        self._own_process = process
+        with contextlib.suppress(RuntimeError):  # the first meeting tells of it
+            self._board.put(_PROCESS, self.rank, astuple(process))
+
     def meet_processes(self, processes: Sequence[Process]) -> None:
         """Now it is known who the ranks are, and that all have come."""
-        own = processes[self.rank]
-        self._near = {r: p for r, p in enumerate(processes) if r != self.rank and p.is_near(own)}
         for r, process in enumerate(processes):
+            self._meet_process(r, process)
             doing = self.known[r].doing if r == self.rank else Doing.OUTSIDE
-            self.known[r] = replace(self.known[r], doing=doing, pid=process.pid)
+            self.known[r] = replace(self.known[r], doing=doing)
+
+    def _meet_process(self, rank: int, process: Process) -> None:
+        self.known[rank] = replace(self.known[rank], pid=process.pid)
+        if rank != self.rank and process.is_near(self._own_process):
+            self._near[rank] = process
 
     def stand(self, doing: Doing, **changes: Any) -> None:
         """This rank stands elsewhere now."""
@@ -60,6 +72,7 @@ class Lookout:
         if limited and waited > self._timeout():
             raise self.explain(waited)
         try:
+            self._find_processes()
             trouble = self._board.sounds() or any(process.is_gone() for process in self._near.values())
         except RuntimeError as error:
             raise self.explain(waited, f"the store of the process group is gone: {error}") from error
@@ -67,6 +80,12 @@ class Lookout:
         if trouble and self._suspicious:
             raise self.explain(waited)
         self._suspicious = trouble
+
+    def _find_processes(self) -> None:
+        """Of ranks that were not met yet: those that have been announced."""
+        for rank, position in enumerate(self.known):
+            if position.pid is None and (told := self._board.get(_PROCESS, rank)) is not None:
+                self._meet_process(rank, Process(*told))
 
     def explain(self, waited: float, lost: str = "") -> MeetingError:
         """The diagnosis, after a second at most; ``lost``: what the system said of a connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from wholebatch.sharing.board import Board
 from wholebatch.sharing.collective import Collective
 from wholebatch.sharing.diagnosis import Doing, MeetingError
 from wholebatch.sharing.header import pack
+from wholebatch.sharing.host import Process
 from wholebatch.sharing.lookout import Lookout
 from wholebatch.sharing.opening import open_transport
 from wholebatch.sharing.sharing import Meeting
@@ -37,10 +39,13 @@ class Processes:
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.thread = threading.get_ident()
         self._group = weakref.ref(group)  # these are kept by their group, and do not keep it
-        self._group_timeout = _timeout_of(group)
         self._process = os.getpid()
         self._board = Board(_get_process_group_store(group))
-        self._lookout = Lookout(self._board, self.rank, self.ranks, self.timeout)
+        # Not bound to this object: a thread holds the lookout, and would keep the group's sharing for ever.
+        self._timeout = partial(_find_timeout, _timeout_of(group))
+        self._lookout = Lookout(self._board, self.rank, self.ranks, self._timeout)
+        self._lookout.announce(Process.own())
+        weakref.finalize(self, self._lookout.rest)
         self._on_host: Transport | None = None
         self._on_device: Transport | None = None
         self._broken: MeetingError | None = None
@@ -75,10 +80,6 @@ class Processes:
             self._break(error)
             raise
 
-    def timeout(self) -> float:
-        """Seconds that a rank waits for the others."""
-        return chosen_timeout() or self._group_timeout
-
     def leave(self, doing: Doing, text: str) -> None:
         """Tell the others that this rank will not come any more, and why."""
         if not self._has_left and self._process == os.getpid():
@@ -111,7 +112,7 @@ class Processes:
     def _open(self) -> Transport:
         if self._on_host is None:
             try:
-                self._on_host = open_transport(self._board, self._lookout, self.ranks, self.timeout)
+                self._on_host = open_transport(self._board, self._lookout, self.ranks, self._timeout)
             except BaseException as error:
                 self._break(error)
                 raise
@@ -143,6 +144,11 @@ class Processes:
             self.leave(Doing.RAISED, text)
             cause = f"rank {self.rank} raised {text} in a meeting"
             self._broken = MeetingError(f"batch norm over ranks stopped: {cause}", cause)
+
+
+def _find_timeout(of_group: float) -> float:
+    """Seconds that a rank waits for the others."""
+    return chosen_timeout() or of_group
 
 
 def _timeout_of(group: ProcessGroup) -> float:

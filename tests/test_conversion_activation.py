@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -163,9 +164,9 @@ class HandsOn(Parted):
         return self.part(x) if x.sum() > 0 else take(self, x)
 
 
-def wrapping(method: Callable[[Parted, Tensor], Tensor]) -> Callable[[Parted, Tensor], Tensor]:
-    def forward_of(self: Parted, x: Tensor) -> Tensor:
-        return method(self, x)
+def wrapping(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward_of(*args: Any) -> Tensor:
+        return method(*args)
 
     return forward_of
 
@@ -211,6 +212,12 @@ def test_what_code_that_cannot_be_traced_takes_apart_stays(cls: type[Branching],
     assert ours.get_submodule(path).activation is None
     for x in (images(), -images()):
         torch.testing.assert_close(ours(x), net(x), **CLOSE)
+
+
+def test_a_forward_that_was_set_on_the_object_may_do_anything() -> None:
+    net = Parted()
+    net.forward = lambda x: net.part.bn(x)  # type: ignore[method-assign]
+    assert convert(net, activation=True).part.bn.activation is None
 
 
 def test_surveying_a_model_leaves_no_trace_in_it() -> None:

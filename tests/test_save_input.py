@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import wholebatch
+from ranks import run_ranks
 from wholebatch.recomputing import _tell_old_torch, attach_scope, detach_scope
 
 Layer = partial(wholebatch.BatchNorm2d, 4)
@@ -458,6 +462,33 @@ def test_compiled_models_are_as_ever() -> None:
     found = train("input", call=call, scope=nullcontext)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # other operations, a hundred in a row
+
+
+def train_sharded(rank: int, save: Any) -> list[Tensor]:
+    torch.manual_seed(0)
+    block = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(nn.Sequential(*block), nn.Sequential(*copy.deepcopy(block)), nn.Conv2d(4, 2, 1))
+    wholebatch.convert(model, process_group="world", activation=True, save=save)
+    mesh = init_device_mesh("cpu", (2,))
+    for part in model[:2]:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    for step in range(3):
+        model(draw(2 + rank, 4, 5, 5, seed=step)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return list(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)).values())  # type: ignore[arg-type]
+
+
+def test_sharded_parameters() -> None:
+    """Recipes read weight and bias where they lay, and those were gone: gradients were wrong without a word.
+
+    A block's parameters are given back after its forward, and fetched again for its own backward; the next block's
+    backward comes before that, and it is there that this block's output is formed again.
+    """
+    found, expected = ([each.value for each in run_ranks(train_sharded, 2, save)] for save in ("input", None))
+    assert_equal(found[0], expected[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it

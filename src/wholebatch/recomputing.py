@@ -66,7 +66,9 @@ class _Plan:
     input: weakref.ref[_Kept]
     kernel: Kernel
     slope: float
-    parts: dict[str, _Kept]  # mean and rstd; weight, bias and mask where there are some
+    statistics: tuple[Tensor, Tensor]
+    affine: tuple[Tensor | None, Tensor | None]
+    mask: _Kept | None
     residual: _Kept | _Recipe | None
     storage: StorageWeakRef
     version: int
@@ -82,11 +84,12 @@ class _Plan:
             found = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)
             if found is not None:
                 return torch.empty(0, dtype=self.dtype, device=found.device).set_(found, *shape)
-        parts = {name: kept.unpack() for name, kept in self.parts.items()}
-        mean, rstd = parts.pop("mean"), parts.pop("rstd")
         residual = None if self.residual is None else self.residual.unpack()
+        mask = None if self.mask is None else self.mask.unpack()
         with torch.no_grad():
-            y = self.kernel.apply(input.unpack(), mean, rstd, Affine(residual=residual, slope=self.slope, **parts))
+            y = self.kernel.apply(
+                input.unpack(), *self.statistics, Affine(*self.affine, residual, slope=self.slope, mask=mask)
+            )
         self.made = StorageWeakRef(y.untyped_storage()), (y.storage_offset(), y.size(), y.stride())  # type: ignore[no-untyped-call]
         return y
 
@@ -157,8 +160,6 @@ class _Scope:
         """Note how ``y`` is formed again, if that needs nothing which the graph does not hold already."""
         if call.statistics is None:
             return  # done by torch's operations one by one, which save what they need
-        mean, rstd = call.statistics
-        vectors = {"mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "mask": mask}
         input = self.find_kept(z)
         if input is None:
             return  # there is no graph, or other hooks have taken what it saved
@@ -170,12 +171,17 @@ class _Scope:
             # the same z would be a circle of references.
             if source in (None, input) or (isinstance(held, _Recipe) and held.plan.residual is not None):
                 return
+        mean, rstd = call.statistics
         storage = StorageWeakRef(y.untyped_storage())  # type: ignore[no-untyped-call]
         plan = _Plan(
             weakref.ref(input),
             call.kernel,
             call.slope,
-            {name: _Kept(part.detach(), part._version) for name, part in vectors.items() if part is not None},
+            # Copies: sharded parameters are gone when the derivative of the next layer asks for the output, and running
+            # statistics may have moved.
+            (mean.clone(), rstd.clone()),
+            (None if weight is None else weight.detach().clone(), None if bias is None else bias.detach().clone()),
+            None if mask is None else _Kept(mask, mask._version),
             held,
             storage,
             y._version,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -28,15 +29,16 @@ class Board:
         with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
             store = store.clone()  # type: ignore[attr-defined]
         self.store = PrefixStore("wholebatch", store)
+        self.gone = False  # the store's process; torch logs a stack trace for each further call
 
     def put(self, kind: str, rank: int, notice: Any) -> None:
         """Replace a rank's notice of this kind."""
-        self.store.set(f"{kind}/{rank}", json.dumps(notice))
+        self._call(self.store.set, f"{kind}/{rank}", json.dumps(notice))
 
     def get(self, kind: str, rank: int) -> Any:
         """A rank's notice of this kind, or None."""
         key = f"{kind}/{rank}"
-        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+        return json.loads(self._call(self.store.get, key)) if self._call(self.store.check, [key]) else None
 
     def wait(self, kind: str, ranks: list[int], seconds: float) -> bool:
         """Whether all of these ranks have put a notice of this kind, waiting so long for it."""
@@ -44,16 +46,25 @@ class Board:
         try:
             self.store.wait(keys, timedelta(seconds=seconds))
         except RuntimeError:  # the time is up; a store that is gone says so at the check
-            return bool(self.store.check(keys))
+            return bool(self._call(self.store.check, keys))
         return True
 
     def sound(self) -> None:
         """Ask every rank to say where it stands."""
-        self.store.set(_ALARM, "1")
+        self._call(self.store.set, _ALARM, "1")
 
     def sounds(self) -> bool:
         """Whether somebody has sounded the alarm."""
-        return bool(self.store.check([_ALARM]))
+        return bool(self._call(self.store.check, [_ALARM]))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self.gone:
+            raise RuntimeError("the store of the process group is gone")
+        try:
+            return function(*arguments)
+        except RuntimeError:
+            self.gone = True
+            raise
 
     def put_position(self, rank: int, position: Position) -> None:
         """Say where this rank stands."""

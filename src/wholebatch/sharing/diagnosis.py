@@ -65,7 +65,7 @@ class Position:
             Doing.ENDED: f"{process} has ended or left the group",
             Doing.GAVE_UP: f"gave up, because {self.text}",
             Doing.GONE: f"{process} is gone",
-            Doing.SILENT: f"does not answer; its last meeting was {self.seconds:.1f} s ago",
+            Doing.SILENT: f"not heard of since its last meeting, {self.seconds:.1f} s ago",
         }[self.doing]
 
 
@@ -107,9 +107,9 @@ def explain_absence(positions: Sequence[Position], rank: int, waited: float, bro
     here = (Doing.MEETING, Doing.STANDING_BY)
     late = [r for r, position in enumerate(positions) if r != rank and position.doing not in here]
     if broken:
-        cause = f"a connection was lost ({broken.splitlines()[0]})"
+        cause = f"a connection was lost: {broken.splitlines()[0]}"
         return _error(
-            cause, positions, rank, "look at what happened on the ranks that do not answer, and at the network"
+            cause, positions, rank, "look at what happened on the ranks that were not heard of, and at the network"
         )
     who = _ranks(late) if late else "another rank"
     remedy = (

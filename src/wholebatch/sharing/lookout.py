@@ -75,7 +75,7 @@ class Lookout:
             self._find_processes()
             trouble = self._board.sounds() or any(process.is_gone() for process in self._near.values())
         except RuntimeError as error:
-            raise self.explain(waited, f"the store of the process group is gone: {error}") from error
+            raise self.explain(waited, str(error)) from error
         # A rank may end when it has given its part, and it takes a moment until the others have it: look twice.
         if trouble and self._suspicious:
             raise self.explain(waited)
@@ -95,9 +95,14 @@ class Lookout:
         deadline = time.monotonic() + _ANSWER
         while True:
             positions = [self._ask(rank) for rank in range(len(self.known))]
-            if time.monotonic() > deadline or all(position.doing != Doing.SILENT for position in positions):
-                return explain_absence(positions, self.rank, waited, lost)
+            answered = all(position.doing != Doing.SILENT for position in positions)
+            if answered or self._board.gone or time.monotonic() > deadline:
+                break
             time.sleep(SLICE / 4)
+        if self._board.gone:
+            store = "the process that holds the group's store is gone (rank 0, where torchrun does not hold it)"
+            lost = f"{store}; {lost}" if lost else store
+        return explain_absence(positions, self.rank, waited, lost)
 
     def leave(self, doing: Doing, text: str) -> None:
         """This rank will not come any more."""

@@ -144,25 +144,25 @@ def test_workers_meet_as_often_as_without_a_checkpoint(run: Run) -> None:
     assert len(without.meetings) == 2 * 3 * 2  # steps, calls in training mode, directions
 
 
-def train_on_rank(rank: int, name: str) -> list[Tensor]:
-    run = {"plain": plain, "replaying": replaying, "reentrant": reentrant}[name]
-    torch.manual_seed(0)
-    layers = [wholebatch.BatchNorm1d(4, process_group="world", activation="relu") for _ in range(2)]
-    net = nn.Sequential(nn.Linear(3, 4), layers[0], nn.Linear(4, 4), layers[1]).double()
-    x = draw(7, 3)
-    mine = (x[:2] if rank == 0 else x[2:]).detach().requires_grad_()
-    run(net, mine).square().sum().backward()
-    assert mine.grad is not None
-    return [mine.grad, *[p.grad for p in net.parameters() if p.grad is not None], *net.buffers()]
+def train_on_rank(rank: int) -> list[list[Tensor]]:
+    found = []
+    for run in (plain, replaying, reentrant):
+        torch.manual_seed(0)
+        layers = [wholebatch.BatchNorm1d(4, process_group="world", activation="relu") for _ in range(2)]
+        net = nn.Sequential(nn.Linear(3, 4), layers[0], nn.Linear(4, 4), layers[1]).double()
+        x = draw(7, 3)
+        mine = (x[:2] if rank == 0 else x[2:]).detach().requires_grad_()
+        run(net, mine).square().sum().backward()
+        assert mine.grad is not None
+        found.append([mine.grad, *[p.grad for p in net.parameters() if p.grad is not None], *net.buffers()])
+    return found
 
 
 def test_ranks_with_a_checkpoint_find_what_they_find_without() -> None:
-    expected, *found = (
-        [outcome.value for outcome in run_ranks(train_on_rank, 2, name)] for name in ("plain", "replaying", "reentrant")
-    )
-    for ranks in found:
-        assert all(map(equal, ranks, expected))
-    assert not torch.equal(expected[0][0][:2], expected[1][0][:2])
+    ranks = [outcome.value for outcome in run_ranks(train_on_rank, 2)]
+    for expected, *found in ranks:
+        assert all(equal(with_checkpoint, expected) for with_checkpoint in found)
+    assert not torch.equal(ranks[0][0][0][:2], ranks[1][0][0][:2])
 
 
 def test_checkpoint_sequential_with_modules_wrapped() -> None:

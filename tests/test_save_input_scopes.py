@@ -213,6 +213,10 @@ def test_compiled_models_are_as_ever() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # other operations, a hundred in a row
 
 
+def train_sharded_both_ways(rank: int) -> list[list[Tensor]]:
+    return [train_sharded(rank, save) for save in ("input", None)]
+
+
 def train_sharded(rank: int, save: Any) -> list[Tensor]:
     torch.manual_seed(0)
     block = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
@@ -236,8 +240,8 @@ def test_sharded_parameters() -> None:
     A block's parameters are given back after its forward, and fetched again for its own backward; the next block's
     backward comes before that, and it is there that this block's output is formed again.
     """
-    found, expected = ([each.value for each in run_ranks(train_sharded, 2, save)] for save in ("input", None))
-    assert_equal(found[0], expected[0])
+    for outcome in run_ranks(train_sharded_both_ways, 2):
+        assert_equal(*outcome.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wholebatch.functional import batch_norm
 
@@ -203,3 +204,13 @@ def test_torch_func_does_not_follow_other_workers() -> None:
         torch.func.grad(lambda z: batch_norm(z, None, None, training=True, process_group=Two(), layer="layer4").sum())(
             draw((4, 3), grad=False)
         )
+
+
+def test_tensors_without_memory_give_shapes() -> None:
+    with FakeTensorMode():
+        z = torch.randn(2, 3, 4, requires_grad=True)
+        y = batch_norm(z, torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(3), True, activation="relu")
+        y.sum().backward()
+        assert z.grad is not None
+        assert y.shape == z.grad.shape == (2, 3, 4)
+    assert batch_norm(torch.empty(2, 3, 4, device="meta"), None, None, training=True).device.type == "meta"

@@ -18,6 +18,8 @@ from wholebatch.moments import Moments
 # As native/batch_norm_bindings.cpp numbers them.
 STORAGES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 class Native:
     """See :class:`wholebatch.kernels.batch_norm.Kernel`. Inputs of other layouts than these are copied first:
@@ -132,8 +134,18 @@ class Native:
 
 
 def serves(z: Tensor, mask: Tensor | None) -> bool:
-    """Whether the compiled kernels can take this input, and are to."""
-    return mask is None and z.dtype in STORAGES and z.is_cpu and z.layout is torch.strided and _enabled()
+    """Whether the compiled kernels can take this input, and are to.
+
+    Subclasses of tensors (FakeTensor, DTensor, a person's own) may have no memory at all, or give it another meaning.
+    """
+    return (
+        type(z) in _PLAIN
+        and mask is None
+        and z.dtype in STORAGES
+        and z.is_cpu
+        and z.layout is torch.strided
+        and _enabled()
+    )
 
 
 @functools.cache

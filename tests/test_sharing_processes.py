@@ -17,7 +17,7 @@ from ranks import run_ranks
 from wholebatch.functional import batch_norm
 from wholebatch.kernels import native_available
 from wholebatch.moments import Moments
-from wholebatch.sharing import Meeting, set_timeout, sharing_of
+from wholebatch.sharing import Meeting, merging, opening, set_timeout, sharing_of
 from wholebatch.sharing.collective import Collective
 from wholebatch.sharing.processes import Processes
 
@@ -111,29 +111,51 @@ def test_ranks_together_are_the_undivided_batch(ranks: int, transport: str):
     torch.testing.assert_close(outcomes[0][2][1].double(), whole.m2, rtol=2e-6, atol=1e-5)
 
 
-def merge_by_all(rank: int) -> list[list[Tensor]]:
-    """One meeting by each transport, the one for GPUs too, which a group on the CPU serves as well."""
+def merge_by_all(rank: int) -> dict[str, list[Tensor]]:
+    """One meeting by each transport: also the one for GPUs, which serves a group on the CPU as well, and without the
+    compiled part."""
     own = Moments.of(torch.randn(rank + 2, 300, generator=torch.Generator().manual_seed(rank)))
-    found = []
-    for name in [*TRANSPORTS[0 if native_available() else 1 :], "collective"]:
+    found = {}
+    for name in ["shared_memory", "gloo", "collective", "uncompiled"]:
         group = dist.new_group([0, 1])
         os.environ["WHOLEBATCH_TRANSPORT"] = "gloo" if name == "gloo" else ""
         sharing = sharing_of(group)
         assert isinstance(sharing, Processes)
         if name == "collective":
             sharing._on_host = Collective(group)
+        if name == "uncompiled":
+            opening.native_available = merging.native_available = lambda: False  # type: ignore[attr-defined]
         merged = sharing.merge(own, Meeting("bn", "forward"))
         sums = sharing.sum(merged.mean[None] * (rank + 0.3), Meeting("bn", "backward"))
-        found.append([torch.tensor(merged.count), merged.mean, merged.m2, sums])
+        found[f"{name} by {type(sharing._on_host).__name__}"] = [
+            torch.tensor(merged.count),
+            merged.mean,
+            merged.m2,
+            sums,
+        ]
     return found
 
 
 def test_every_transport_gives_the_same_bits():
     outcomes = [outcome.value for outcome in run_ranks(merge_by_all, 2)]
+    if native_available() and sys.platform == "linux":
+        names = ["shared_memory by SharedMemory", "gloo by Gloo", "collective by Collective", "uncompiled by Gloo"]
+        assert list(outcomes[0]) == names
+    first = next(iter(outcomes[0].values()))
     for found in outcomes:
-        for by_transport in found:
-            for one, first in zip(by_transport, outcomes[0][0], strict=True):
-                assert torch.equal(one, first)
+        for by_transport in found.values():
+            for one, other in zip(by_transport, first, strict=True):
+                assert torch.equal(one, other)
+
+
+def choose_wrongly(rank: int) -> None:
+    with pytest.raises(ValueError, match="WHOLEBATCH_TRANSPORT must be shared_memory or gloo; it is 'pigeons'"):
+        differentiate_part(rank, [2, 2])
+
+
+def test_an_unknown_transport_is_refused():
+    for outcome in run_ranks(choose_wrongly, 2, environment={"WHOLEBATCH_TRANSPORT": "pigeons"}):
+        assert outcome.value is None
 
 
 def live_through_groups(rank: int) -> list[Any]:

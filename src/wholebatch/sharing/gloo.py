@@ -14,16 +14,19 @@ import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import Work
-from torch.distributed.distributed_c10d import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from wholebatch.sharing.diagnosis import Doing, explain_disagreement
 from wholebatch.sharing.header import HEADER_BYTES, Header
 from wholebatch.sharing.lookout import SLICE, Lookout
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import ProcessGroupGloo
 
 _LONG = timedelta(days=1)  # gloo's own limit: ours come first
 _FRONT = struct.Struct("<QQd")  # stands by, number, count
@@ -88,6 +91,8 @@ class Gloo:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
 
     def _connect(self, store: Store) -> ProcessGroupGloo:
+        from torch.distributed.distributed_c10d import ProcessGroupGloo  # not every build of torch has it
+
         made: list[ProcessGroupGloo] = []
         failed: list[RuntimeError] = []
 

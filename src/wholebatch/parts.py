@@ -81,9 +81,9 @@ class Party(Protocol):
 
 PARTY: ContextVar[Party | None] = ContextVar("wholebatch.parts", default=None)
 
-# While parts run and torch's compiler is loaded: batch_norm kept out of compiled graphs, which cannot wait. What was
-# compiled while this was empty is compiled again: the compiler watches what it has read.
-UNCOMPILED: list[Callable[..., Tensor]] = []
+# While parts run and the compiler is loaded: batch_norm and count_call, kept out of graphs, which cannot wait. What was
+# compiled while this was empty is compiled again, for the compiler watches what it has read.
+UNCOMPILED: list[Callable[..., Any]] = []
 
 
 class Run:
@@ -300,6 +300,7 @@ def normalise_in_turn(
     affine = Affine(
         None if weight is None else weight.detach(), None if bias is None else bias.detach(), None, call.slope, mask
     )
+    fixed_z, fixed = z.detach(), None if residual is None else residual.detach()
     passing = _Passing(call, affine, party.keep)
     tokens: Tensor = _FindMoments.apply(z, residual, passing)  # type: ignore[no-untyped-call]
     arrival = Arrival(
@@ -317,14 +318,16 @@ def normalise_in_turn(
     passing.joint, call.statistics = arrival.joint, (statistics[0].detach(), statistics[1].detach())
     source = tokens.grad_fn
     del tokens, arrival
-    fixed = None if residual is None else residual.detach()
-    y: Tensor = _Apply.apply(statistics, z.detach(), weight, bias, fixed, passing, source)  # type: ignore[no-untyped-call]
+    y: Tensor = _Apply.apply(statistics, fixed_z, weight, bias, fixed, passing, source)  # type: ignore[no-untyped-call]
     return y
 
 
 def count_call(counter: Tensor) -> None:
     """Add 1 to a layer's counter of calls: once for all parts, and not in a checkpoint's recomputation."""
-    party = None if torch.compiler.is_compiling() else PARTY.get()
+    if torch.compiler.is_compiling():
+        (UNCOMPILED[1] if UNCOMPILED else count_call_alone)(counter)
+        return
+    party = PARTY.get()
     if party is None:
         count_call_alone(counter)
     else:

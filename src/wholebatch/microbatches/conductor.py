@@ -23,7 +23,7 @@ from wholebatch.microbatches.errors import explain
 from wholebatch.microbatches.part import Part
 from wholebatch.microbatches.random import parted
 from wholebatch.microbatches.store import Store
-from wholebatch.parts import PARTY, UNCOMPILED, Arrival, Run, unite
+from wholebatch.parts import PARTY, UNCOMPILED, Arrival, Run, count_call, unite
 
 _ORDER = (
     "every part has to pass the same batch norms in the same order; look for a branch that depends on a part's rows or "
@@ -133,7 +133,7 @@ def _uncompiled() -> Iterator[None]:
         return
     from torch._dynamo import disable
 
-    UNCOMPILED.append(disable(batch_norm))  # type: ignore[no-untyped-call]
+    UNCOMPILED.extend(map(disable, (batch_norm, count_call)))
     try:
         yield
     finally:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from torch import nn
+
+from wholebatch.microbatches.parking import Lot, Parking
 from wholebatch.microbatches.store import InPlace, Store
+from wholebatch.microbatches.trees import list_tensors
 
 Offload = Literal["none", "cpu", "recompute"]
 
@@ -20,4 +24,10 @@ def store_maker(offload: Offload, model: Callable[..., Any], parts: Sequence[Any
         raise ValueError(f"offload is {offload!r}; it must be one of {', '.join(map(repr, get_args(Offload)))}")
     if offload == "none":
         return InPlace
+    tensors = list_tensors(parts)
+    if isinstance(model, nn.Module):
+        tensors += model.parameters()
+    lot = Lot(device_only=any(x.device.type != "cpu" for x in tensors))
+    if offload == "cpu":
+        return lambda: Parking(lot)
     raise NotImplementedError

@@ -18,6 +18,12 @@ from torch.utils import _python_dispatch
 _autograd: Any = torch._C._autograd
 dispatch: Any = _python_dispatch
 overrides: Any = torch.overrides
+# What the compiler asks for. Of the whole process, and each mode puts back at its end what it found at its beginning.
+_FLAGS = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 
@@ -32,6 +38,7 @@ class ThreadState:
     hooks: tuple[Hooks, ...]
     function_modes: tuple[Any, ...]
     dispatch_modes: tuple[Any, ...]
+    dispatch_flags: tuple[bool, ...]
     frames: Any = None  # the compiler's callback for new frames
     guard: Any = None
 
@@ -48,6 +55,7 @@ class ThreadState:
             hooks,
             tuple(overrides._get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
             tuple(dispatch._get_current_dispatch_mode_stack()) if dispatch._len_torch_dispatch_stack() else (),
+            tuple(getattr(dispatch, name, False) for name in _FLAGS),
             _get_frames_callback(),
         )
 
@@ -83,6 +91,11 @@ class ThreadState:
                 dispatch._pop_mode()
             for mode in self.dispatch_modes:
                 dispatch._push_mode(mode)
+        if self.dispatch_flags != now.dispatch_flags:
+            for name, flag in zip(_FLAGS, self.dispatch_flags, strict=True):
+                setattr(dispatch, name, flag)
+            if hasattr(dispatch, "set_is_in_mode_without_ignore_compile_internals"):
+                dispatch.set_is_in_mode_without_ignore_compile_internals(self.dispatch_flags[2])
         if self.frames is not now.frames:
             _set_frames_callback(self.frames)
 

@@ -39,7 +39,15 @@ class Process:
     def is_gone(self) -> bool:
         """Whether it has ended or was killed. Only for one that is near."""
         state = _read_state(self.pid)
-        return state is None or state[0] in "ZX" or state[1] != self.start
+        if state is not None:
+            return state[0] in "ZX" or state[1] != self.start
+        try:
+            os.kill(self.pid, 0)  # sends nothing
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's, which /proc may hide
+            return False
+        return False  # it came between the two looks, or /proc cannot be read
 
 
 def _read_state(pid: int) -> tuple[str, int] | None:

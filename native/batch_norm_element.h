@@ -1,6 +1,8 @@
 // Batch norm of one element, or of a vector of them: V is a number or a vector of numbers, in what is computed with.
 #pragma once
 
+#include <type_traits>
+
 #include "batch_norm_kernels.h"
 #include "simd.h"
 
@@ -9,76 +11,114 @@ namespace wholebatch::WB_SET {
 enum class Slope { identity, relu, leaky };
 
 // The unsigned integers under V, number or vector.
-template <class V> struct BitsOf;
-template <> struct BitsOf<float> {
+template <class V> struct BitsOf {
   using type = std::uint32_t;
 };
 template <> struct BitsOf<Vec<float>> {
   typedef std::uint32_t type __attribute__((vector_size(WB_BYTES)));
 };
 
-inline float widen(BFloat16 x) { return bits<float>(static_cast<std::uint32_t>(x.bits) << 16); }
-template <class T> inline T widen(T x) { return x; }
-
-// v rounded to bfloat16, still in 32 bits: to nearest, ties to even. A nan stays one (its mantissa may lie in the half
-// that is cut off, hence the bit set), and does not round up into infinity.
-template <class V> inline typename BitsOf<V>::type round_bits(V v) {
+// v rounded to bfloat16, in the low half: to nearest, ties to even. A nan stays one: its mantissa may lie in the half
+// that is cut off, and to round it could carry into the sign.
+template <class V> inline typename BitsOf<V>::type round_half(V v) {
   using U = typename BitsOf<V>::type;
-  const U u = bits<U>(v);
-  const U rounded = (u + (0x7fffu + ((u >> 16) & 1u))) & 0xffff0000u;
-  return (u & 0x7fffffffu) > 0x7f800000u ? (u & 0xffff0000u) | 0x400000u : rounded;
+  const U u = bits<U>(v), nan = U{} + 0x7fc0u;
+  const U rounded = (u + (0x7fffu + ((u >> 16) & 1u))) >> 16;
+  return v == v ? rounded : nan;
 }
 
 // As it would come back from storage of type T.
 template <class T, class V> inline V stored(V v) {
   if constexpr (std::is_same_v<T, BFloat16>)
-    return bits<V>(round_bits(v));
-  else
-    return v;
-}
-template <class T> inline T narrow(Accumulator<T> v) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    return {static_cast<std::uint16_t>(round_bits(v) >> 16)};
+    return bits<V>(round_half(v) << 16);
   else
     return v;
 }
 
-// A vector from storage.
-template <class T> inline Vec<Accumulator<T>> load_wide(const T *p) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
+// From storage: one element, or a vector of them.
+template <class V, class T> inline V get(const T *p) {
+  constexpr bool half = std::is_same_v<T, BFloat16>, single = std::is_same_v<V, Accumulator<T>>;
+  if constexpr (half && single) {
+    return bits<float>(static_cast<std::uint32_t>(p->bits) << 16);
+  } else if constexpr (half) {
     typedef std::uint16_t Half __attribute__((vector_size(WB_BYTES / 2), aligned(2), may_alias));
-    using U = typename BitsOf<Vec<float>>::type;
-    const U u = __builtin_convertvector(*reinterpret_cast<const Half *>(p), U);
-    return bits<Vec<float>>(u << 16);
+    using U = typename BitsOf<V>::type;
+    return bits<V>(__builtin_convertvector(*reinterpret_cast<const Half *>(p), U) << 16);
+  } else if constexpr (single) {
+    return *p;
   } else {
     return load(p);
   }
 }
+template <class T> inline Accumulator<T> widen(const T &x) { return get<Accumulator<T>>(&x); }
 
-// t, rounded wherever an unfused operation would have stored it. The mean is taken off first: scale * z + offset would
-// lose the digits that a large mean takes up.
+// Past the caches, see `put`; to an address that is aligned to the vector.
+template <class V> inline void stream(void *p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    _mm512_stream_si512(static_cast<__m512i *>(p), bits<__m512i>(v));
+  else
+    _mm256_stream_si256(static_cast<__m256i *>(p), bits<__m256i>(v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 32)
+    _mm256_stream_si256(static_cast<__m256i *>(p), bits<__m256i>(v));
+  else
+    _mm_stream_si128(static_cast<__m128i *>(p), bits<__m128i>(v));
+#else
+  std::memcpy(p, &v, sizeof(V));
+#endif
+}
+
+// Into storage. exact: v is a value of T already, and is not rounded again. past: past the caches, where a set has
+// stores that do it: a line that is not read again soon is then not fetched before it is written, and does not push out
+// what is.
+template <bool exact, class T, class V> inline void put(T *p, V v, [[maybe_unused]] bool past) {
+  constexpr bool half = std::is_same_v<T, BFloat16>, single = std::is_same_v<V, Accumulator<T>>;
+  if constexpr (half && single) {
+    p->bits = static_cast<std::uint16_t>(exact ? bits<std::uint32_t>(v) >> 16 : round_half(v));
+  } else if constexpr (half) {
+    typedef std::uint16_t Half __attribute__((vector_size(WB_BYTES / 2)));
+    using U = typename BitsOf<V>::type;
+    const Half low = __builtin_convertvector(exact ? bits<U>(v) >> 16 : round_half(v), Half);
+    past ? stream(p, low) : static_cast<void>(std::memcpy(static_cast<void *>(p), &low, sizeof(low)));
+  } else if constexpr (single) {
+    *p = v;
+  } else {
+    past ? stream(p, v) : store(p, v);
+  }
+}
+
+// What is above 0 once it is stored as T: half of bfloat16's least number is the greatest that rounds to 0.
+template <class T> constexpr Accumulator<T> least_above = std::is_same_v<T, BFloat16> ? 0x1p-134f : 0;
+
+// t, before it is rounded for the last time; it is rounded wherever an unfused operation would have stored it. The mean
+// is taken off first: scale * z + offset would lose the digits that a large mean takes up.
 template <class T, bool residual, class V> inline V before_activation(V z, V mean, V scale, V bias, V added) {
-  const V t = stored<T>((z - mean) * scale + bias);
+  const V t = (z - mean) * scale + bias;
   if constexpr (residual)
-    return stored<T>(t + added);
+    return stored<T>(t) + added;
   return t;
 }
 
-// nan stays nan, and -inf under ReLU is 0.
-template <class T, Slope kind, class V> inline V activate(V t, Accumulator<T> slope) {
+// y, to be rounded once more where the slope is not that of a leaky ReLU: what is below 0 is so before it is rounded,
+// too. nan stays nan, and -inf under ReLU is 0.
+template <class T, Slope kind, class V> inline V activate(V unrounded, Accumulator<T> slope) {
   if constexpr (kind == Slope::relu)
-    return t < V{} ? V{} : t;
-  if constexpr (kind == Slope::leaky)
+    return unrounded < V{} ? V{} : unrounded;
+  if constexpr (kind == Slope::leaky) {
+    const V t = stored<T>(unrounded);
     return t > V{} ? t : stored<T>(t * slope);
-  return t;
+  }
+  return unrounded;
 }
 
-// dt = g * dy/dt.
-template <class T, Slope kind, class V> inline V through_activation(V g, V t, Accumulator<T> slope) {
+// dt = g * dy/dt, a value of T.
+template <class T, Slope kind, class V> inline V through_activation(V g, V unrounded, Accumulator<T> slope) {
+  const V least = V{} + least_above<T>;
   if constexpr (kind == Slope::relu)
-    return t > V{} ? g : V{};
+    return unrounded > least ? g : V{};
   if constexpr (kind == Slope::leaky)
-    return t > V{} ? g : stored<T>(g * slope);
+    return unrounded > least ? g : stored<T>(g * slope);
   return g;
 }
 

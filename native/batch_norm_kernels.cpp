@@ -12,8 +12,8 @@ namespace wholebatch {
 
 template <class T> const BatchNormKernels<T> &WB_BATCH_NORM(WB_SET)() {
   namespace set = WB_SET;
-  using Columns = const Accumulator<T> *;
-  using Channel = set::Same<Accumulator<T>>;
+  using Columns = set::PerColumn<Accumulator<T>>;
+  using Channel = set::PerChannel<Accumulator<T>>;
   static constexpr BatchNormKernels<T> kernels{
       set::column_moments<T>, set::channel_moments<T>, set::column_sums<T>,       set::channel_sums<T>,
       set::apply<T, Columns>, set::apply<T, Channel>,  set::gradient<T, Columns>, set::gradient<T, Channel>};

@@ -61,12 +61,12 @@ template <class T> struct BatchNormKernels {
   // Adds the sums of dt and of dt * xhat to those given.
   void (*column_sums)(const Tensors<T> &, Runs, const Terms<A> &, double *sum, double *sum_xhat);
   void (*channel_sums)(const Tensors<T> &, Runs, const Terms<A> &, double *sum, double *sum_xhat);
-  // out = y. stream: past the caches.
-  void (*column_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool stream);
-  void (*channel_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool stream);
+  // out = y. past: past the caches.
+  void (*column_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
+  void (*channel_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
   // out = dz, and dresidual = dt where there is a residual.
-  void (*column_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool stream);
-  void (*channel_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool stream);
+  void (*column_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
+  void (*channel_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
 };
 
 // The build for an instruction set.

@@ -1,83 +1,156 @@
-// What is written element by element: y forward, dz and the residual's gradient backward. Plain loops over a run, which
-// the compiler turns into vectors. P is a pointer where every element has its own column, Same where all are one
-// channel's.
+// What is written element by element: y forward, dz and the residual's gradient backward.
 #pragma once
 
+#include <algorithm>
+
 #include "batch_norm_element.h"
-#include "stream.h"
 
 namespace wholebatch::WB_SET {
 
-template <class A> struct Same {
-  A value;
-  explicit Same(const A *p) : value(*p) {}
-  A operator[](std::int64_t) const { return value; }
+// A term where every element has its own column. Four rows are done at a time, so that it is loaded once for the four.
+template <class A> struct PerColumn {
+  static constexpr int rows = 4;
+  const A *term;
+  template <class V> V at(std::int64_t j) const { return get<V>(term + j); }
 };
 
-template <class T, Slope kind, bool residual, class P>
-void apply_runs(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool stream) {
-  using A = Accumulator<T>;
-  const P mean(terms.mean), scale(terms.scale), bias(terms.bias);
-  const A slope = terms.slope;
-  for (std::int64_t run = 0; run < runs.count; ++run) {
-    const T *z = x.z + run * runs.stride, *added = residual ? x.residual + run * runs.stride : nullptr;
-    emit(x.out + run * runs.stride, runs.length, stream, [&](std::int64_t begin, std::int64_t end, T *__restrict to) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const A t = before_activation<T, residual, A>(widen(z[i]), mean[i], scale[i], bias[i],
-                                                      residual ? widen(added[i]) : A(0));
-        to[i - begin] = narrow<T>(activate<T, kind, A>(t, slope));
-      }
-    });
-  }
-  if (stream)
-    fence_streams();
-}
+// A term where all elements are one channel's.
+template <class A> struct PerChannel {
+  static constexpr int rows = 1;
+  A value;
+  explicit PerChannel(const A *term) : value(*term) {}
+  template <class V> V at(std::int64_t) const { return V{} + value; }
+};
 
-// whole: the two terms of the whole mini-batch are taken off.
-template <class T, Slope kind, bool residual, bool whole, class P>
-void gradient_runs(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool stream) {
+// y of the element, or vector of elements, at i.
+template <class T, Slope kind, bool residual, class P> struct Apply {
   using A = Accumulator<T>;
-  const P mean(terms.mean), rstd(terms.rstd), scale(terms.scale), bias(terms.bias);
-  const P first(whole ? terms.first : terms.mean), second(whole ? terms.second : terms.mean);
-  const A slope = terms.slope;
-  const auto dt_of = [&](const T *z, const T *g, const T *added, std::int64_t i) {
-    A t = 0;
-    if constexpr (kind != Slope::identity)
-      t = before_activation<T, residual, A>(widen(z[i]), mean[i], scale[i], bias[i], residual ? widen(added[i]) : A(0));
-    return through_activation<T, kind, A>(widen(g[i]), t, slope);
+  Tensors<T> x; // a copy: behind a reference, a store would have the compiler load its pointers again
+  P mean, scale, bias;
+  A slope;
+
+  Apply(const Tensors<T> &x, const Terms<A> &terms)
+      : x(x), mean(terms.mean), scale(terms.scale), bias(terms.bias), slope(terms.slope) {}
+
+  template <class V> struct Here {
+    V mean, scale, bias;
   };
-  for (std::int64_t run = 0; run < runs.count; ++run) {
-    const std::int64_t at = run * runs.stride;
-    const T *z = x.z + at, *g = x.g + at, *added = residual ? x.residual + at : nullptr;
-    emit(x.out + at, runs.length, stream, [&](std::int64_t begin, std::int64_t end, T *__restrict to) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        A dz = dt_of(z, g, added, i);
-        if constexpr (whole)
-          dz = dz - first[i] - (widen(z[i]) - mean[i]) * rstd[i] * second[i];
-        to[i - begin] = narrow<T>(dz * scale[i]);
-      }
-    });
-    if constexpr (residual)
-      emit(x.dresidual + at, runs.length, stream, [&](std::int64_t begin, std::int64_t end, T *__restrict to) {
-        for (std::int64_t i = begin; i < end; ++i)
-          to[i - begin] = narrow<T>(dt_of(z, g, added, i));
-      });
+  template <class V> Here<V> at(std::int64_t j) const {
+    return {mean.template at<V>(j), scale.template at<V>(j), bias.template at<V>(j)};
   }
-  if (stream)
-    fence_streams();
+  template <class V> void operator()(const Here<V> &h, std::int64_t i, bool past) const {
+    V added{};
+    if constexpr (residual)
+      added = get<V>(x.residual + i);
+    const V t = before_activation<T, residual, V>(get<V>(x.z + i), h.mean, h.scale, h.bias, added);
+    put<kind == Slope::leaky>(x.out + i, activate<T, kind, V>(t, slope), past);
+  }
+};
+
+// dz and dt. whole: the two terms of the whole mini-batch are taken off.
+template <class T, Slope kind, bool residual, bool whole, class P> struct Gradient {
+  using A = Accumulator<T>;
+  Tensors<T> x;
+  P mean, rstd, scale, bias, first, second;
+  A slope;
+
+  Gradient(const Tensors<T> &x, const Terms<A> &terms)
+      : x(x), mean(terms.mean), rstd(terms.rstd), scale(terms.scale), bias(terms.bias),
+        first(whole ? terms.first : terms.mean), second(whole ? terms.second : terms.mean), slope(terms.slope) {}
+
+  template <class V> struct Here {
+    V mean, rstd, scale, bias, first, second;
+  };
+  template <class V> Here<V> at(std::int64_t j) const {
+    return {mean.template at<V>(j), rstd.template at<V>(j),  scale.template at<V>(j),
+            bias.template at<V>(j), first.template at<V>(j), second.template at<V>(j)};
+  }
+  template <class V> void operator()(const Here<V> &h, std::int64_t i, bool past) const {
+    V z{}, t{}, added{};
+    if constexpr (kind != Slope::identity || whole)
+      z = get<V>(x.z + i);
+    if constexpr (kind != Slope::identity) {
+      if constexpr (residual)
+        added = get<V>(x.residual + i);
+      t = before_activation<T, residual, V>(z, h.mean, h.scale, h.bias, added);
+    }
+    const V dt = through_activation<T, kind, V>(get<V>(x.g + i), t, slope);
+    if constexpr (residual)
+      put<true>(x.dresidual + i, dt, past);
+    if constexpr (whole)
+      put<false>(x.out + i, (dt - h.first - (z - h.mean) * h.rstd * h.second) * h.scale, past);
+    else
+      put<false>(x.out + i, dt * h.scale, past);
+  }
+};
+
+// Every element of the runs, in whole lines and vectors as far as they go. past: past the caches, where lines can be
+// aligned: for columns where those of all rows are, for a channel from the first aligned element of a run on. A line is
+// written at one go, for half a line past the caches costs as much as a whole one.
+template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, bool past, const Element element) {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  constexpr std::int64_t W = width<A>, line = 64 / sizeof(T);
+  const auto beyond_line = [](const T *p) {
+    return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(p) % 64 / sizeof(T));
+  };
+  if (rows > 1)
+    past = past && beyond_line(to) == 0 && runs.stride % line == 0;
+  else // an end that is no whole line is written element by element
+    past = past && (runs.length % line == 0 || runs.length >= 64 * line);
+  const auto some = [&]<int count>(std::int64_t first, std::integral_constant<int, count>) {
+    const auto single = [&](std::int64_t j) {
+      const auto here = element.template at<A>(j);
+      for (int r = 0; r < count; ++r)
+        element(here, first + r * runs.stride + j, false);
+    };
+    std::int64_t j = 0;
+    if (rows == 1 && past)
+      for (const std::int64_t head = std::min((line - beyond_line(to + first)) % line, runs.length); j < head; ++j)
+        single(j);
+    for (; j + line <= runs.length; j += line) {
+      typename Element::template Here<V> here[line / W];
+#pragma GCC unroll 8
+      for (int w = 0; w < line / W; ++w)
+        here[w] = element.template at<V>(j + w * W);
+#pragma GCC unroll 4
+      for (int r = 0; r < count; ++r)
+#pragma GCC unroll 8
+        for (int w = 0; w < line / W; ++w)
+          element(here[w], first + r * runs.stride + j + w * W, past);
+    }
+    for (; j + W <= runs.length; j += W) {
+      const auto here = element.template at<V>(j);
+      for (int r = 0; r < count; ++r)
+        element(here, first + r * runs.stride + j, false);
+    }
+    for (; j < runs.length; ++j)
+      single(j);
+  };
+  std::int64_t run = 0;
+  for (; run + rows <= runs.count; run += rows)
+    some(run * runs.stride, std::integral_constant<int, rows>{});
+  for (; run < runs.count; ++run)
+    some(run * runs.stride, std::integral_constant<int, 1>{});
+#if defined(__AVX2__)
+  if (past)
+    _mm_sfence(); // only then do other threads see what went past the caches in order
+#endif
 }
 
-template <class T, class P>
-void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool stream) {
-  specialise(x, terms.slope,
-             [&]<Slope kind, bool residual>() { apply_runs<T, kind, residual, P>(x, runs, terms, stream); });
-}
-
-template <class T, class P>
-void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool stream) {
+template <class T, class P> void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool past) {
   specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
-    terms.first == nullptr ? gradient_runs<T, kind, residual, false, P>(x, runs, terms, stream)
-                           : gradient_runs<T, kind, residual, true, P>(x, runs, terms, stream);
+    map_runs<P::rows>(x.out, runs, past, Apply<T, kind, residual, P>(x, terms));
+  });
+}
+
+template <class T, class P>
+void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool past) {
+  specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
+    if (terms.first != nullptr)
+      map_runs<P::rows>(x.out, runs, past, Gradient<T, kind, residual, true, P>(x, terms));
+    else
+      map_runs<P::rows>(x.out, runs, past, Gradient<T, kind, residual, false, P>(x, terms));
   });
 }
 

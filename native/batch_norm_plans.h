@@ -115,20 +115,20 @@ public:
     }
   }
 
-  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool stream) const {
-    map(kernels_.column_apply, x, group, chunk, terms, stream);
+  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
+    map(kernels_.column_apply, x, group, chunk, terms, past);
   }
-  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool stream) const {
-    map(kernels_.column_gradient, x, group, chunk, terms, stream);
+  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
+    map(kernels_.column_gradient, x, group, chunk, terms, past);
   }
 
 private:
   template <class Kernel>
   void map(Kernel kernel, const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms,
-           bool stream) const {
-    kernel(x.at(offset(group, chunk)), runs(group, chunk), terms.at(first_column(group)), stream);
+           bool past) const {
+    kernel(x.at(offset(group, chunk)), runs(group, chunk), terms.at(first_column(group)), past);
     if (rest(chunk) > 0)
-      kernel(x.at(rows_ * width_), {1, rest(chunk) * shape_.channels, 0}, terms, stream);
+      kernel(x.at(rows_ * width_), {1, rest(chunk) * shape_.channels, 0}, terms, past);
   }
 
   // The `inner` columns of a channel, all of `own` elements.
@@ -213,13 +213,13 @@ public:
       kernels_.channel_sums(x.at(offset(group, b)), runs(b), terms.at(group), sum, sum_xhat);
   }
 
-  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool stream) const {
+  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b)
-      kernels_.channel_apply(x.at(offset(group, b)), runs(b), terms.at(group), stream);
+      kernels_.channel_apply(x.at(offset(group, b)), runs(b), terms.at(group), past);
   }
-  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool stream) const {
+  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b)
-      kernels_.channel_gradient(x.at(offset(group, b)), runs(b), terms.at(group), stream);
+      kernels_.channel_gradient(x.at(offset(group, b)), runs(b), terms.at(group), past);
   }
 
 private:

@@ -196,6 +196,8 @@ def test_without_torch_distributed_the_world_is_refused():
         sharing_of("world")
     with pytest.raises(ValueError, match="'world' or None; it is 'everyone'"):
         sharing_of("everyone")
+    with pytest.raises(TypeError, match="'world', a Sharing or None; it is of type list"):
+        sharing_of([0, 1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])

@@ -25,6 +25,7 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
 
     Raises:
         ValueError: the group is unknown, torch.distributed is not initialised, or this rank is not in the group.
+        TypeError: it is nothing of all this.
     """
     if process_group is None:
         return None
@@ -36,6 +37,9 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
             f"rank {dist.get_rank()} is not a member of the process group; give its batch norms a group that it is in, "
             "or process_group=None"
         )
+    if not (hasattr(process_group, "merge") and hasattr(process_group, "sum")):
+        kind = type(process_group).__name__
+        raise TypeError(f"process_group must be a process group, 'world', a Sharing or None; it is of type {kind}")
     return process_group
 
 

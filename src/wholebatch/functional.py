@@ -237,11 +237,17 @@ def move_running(
     running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float | Tensor
 ) -> None:
     """Move running statistics by those of a mini-batch."""
-    with torch.no_grad():
-        if running_mean is not None:
-            running_mean.lerp_(moments.mean.to(running_mean.dtype), momentum)
-        if running_var is not None:
-            running_var.lerp_(moments.variance(unbiased=True).to(running_var.dtype), momentum)
+    if running_mean is not None:
+        _move(running_mean, moments.mean, momentum)
+    if running_var is not None:
+        _move(running_var, moments.variance(unbiased=True), momentum)
+
+
+def _move(running: Tensor, new: Tensor, momentum: float | Tensor) -> None:
+    # What has no gradient and the right dtype already is not asked to change: that costs as much as moving.
+    if new.requires_grad or new.dtype != running.dtype:
+        new = new.detach().to(running.dtype)
+    running.lerp_(new, momentum)
 
 
 def _evaluate(

@@ -78,20 +78,24 @@ class WholeBatchNorm(_BatchNorm):
             path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
             return input.tracer.create_proxy("call_module", path, extra, {})
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        tracking = self.training and self.track_running_stats
+        # Each is looked up once: a module finds what is a tensor only after it has looked everywhere else.
+        running_mean, running_var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         # As in PyTorch: without running statistics the mini-batch's own serve in evaluation too.
-        training = self.training or (self.running_mean is None and self.running_var is None)
-        used = not self.training or self.track_running_stats
+        training = self.training or (running_mean is None and running_var is None)
+        if not self.training or not self.track_running_stats:
+            counter = None
+        if self.training and not self.track_running_stats:
+            running_mean = running_var = None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if tracking and self.momentum is None and self.num_batches_tracked is not None:
-            momentum = 1.0 / (self.num_batches_tracked + 1).to(torch.float64)
+        if self.momentum is None and counter is not None:
+            momentum = 1.0 / (counter + 1).to(torch.float64)
         # A compiler follows no mark on a tensor; there the module that follows does its activation itself.
         marks = self.marks and not torch.compiler.is_compiling()
         activation = None if self.marks and not marks else self.activation
         y = batch_norm(
             input,
-            self.running_mean if used else None,
-            self.running_var if used else None,
+            running_mean,
+            running_var,
             self.weight,
             self.bias,
             training,
@@ -104,8 +108,8 @@ class WholeBatchNorm(_BatchNorm):
             save=self.save,
             layer=self.name,
         )
-        if tracking and self.num_batches_tracked is not None:
-            count_call(self.num_batches_tracked)
+        if counter is not None:
+            count_call(counter)
         if marks:
             y.activated_with = resolve_activation(activation)[0]  # type: ignore[attr-defined]
         return y

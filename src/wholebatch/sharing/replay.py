@@ -263,7 +263,9 @@ def count_open() -> int:
 
 def count_call(counter: Tensor) -> None:
     """Add 1 to a layer's counter of calls, which a recomputation leaves as it is."""
-    if torch.compiler.is_compiling() or not any(frame.replays for frame in _FRAMES.get()):
+    if torch.compiler.is_compiling() or not (frames := _FRAMES.get()):
+        counter.add_(1)
+    elif not any(frame.replays for frame in frames):
         with unseen():
             counter.add_(1)
 

@@ -6,8 +6,7 @@ float64, float32 for everything else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch import Tensor
 from wholebatch.moments import Moments
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(NamedTuple):
     """What follows the normalisation ``xhat = (z - mean) * rstd``, and is fused with it.
 
     ``t = weight * xhat + bias + residual`` is rounded to ``z.dtype`` wherever an unfused operation would have stored

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include "batch_norm.h"
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
@@ -54,6 +55,7 @@ template <class Work> void run(const Part &part, const Work &work) {
 } // namespace
 
 void bind_batch_norm(nb::module_ &m) {
+  m.def("advise_huge_pages", &advise_huge_pages);
   m.def("use_threads", [](Address parallel_for, Address count_threads) {
     use_threads(reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<CountThreads>(count_threads));
   });

@@ -21,6 +21,9 @@ def memory_bandwidth(threads: int, sweeps: int, count: int) -> float:
 def use_threads(parallel_for: int, count_threads: int, /) -> None:
     """Addresses of torch's functions of these names, or 0."""
 
+def advise_huge_pages(address: int, size: int, /) -> None:
+    """Ask the system for pages of 2 MiB where memory of `size` bytes was not touched yet."""
+
 def batch_norm_moments(storage: int, n: int, channels: int, inner: int, z: int, mean: int, m2: int, /) -> None: ...
 def batch_norm_apply(
     storage: int, n: int, channels: int, inner: int,

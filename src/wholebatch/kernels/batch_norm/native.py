@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
+from wholebatch.kernels.batch_norm.outputs import outputs
 from wholebatch.kernels.native import native_available, native_module
 from wholebatch.moments import Moments
 
@@ -28,6 +29,7 @@ class Native:
 
     def __init__(self) -> None:
         self._native = load()
+        self._outputs = outputs()
 
     def moments(self, z: Tensor, mask: Tensor | None) -> Moments:
         assert mask is None
@@ -38,7 +40,7 @@ class Native:
 
     def apply(self, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
         z, place = _place(z)
-        y = torch.empty_like(z)
+        y = self._outputs.like(z)
         mean, rstd = mean.contiguous(), rstd.contiguous()
         held, given = _given(z, affine)
         self._native.batch_norm_apply(
@@ -49,7 +51,7 @@ class Native:
 
     def forward(self, z: Tensor, eps: float, affine: Affine) -> tuple[Tensor, Moments, Tensor]:
         z, place = _place(z)
-        y = torch.empty_like(z)
+        y = self._outputs.like(z)
         mean, m2, rstd = _vectors(z, 3)
         held, given = _given(z, affine)
         self._native.batch_norm_forward(
@@ -99,8 +101,8 @@ class Native:
         dz, dresidual = self._differentiate(self._native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
         return dz, dresidual, sums
 
-    @staticmethod
     def _differentiate(
+        self,
         run: Callable[..., None],
         g: Tensor,
         z: Tensor,
@@ -113,8 +115,8 @@ class Native:
         z, place = _place(z)
         g = _like(g, z)
         mean, rstd = mean.contiguous(), rstd.contiguous()
-        dz = torch.empty_like(z)
-        dresidual = None if affine.residual is None else torch.empty_like(z)
+        dz = self._outputs.like(z)
+        dresidual = None if affine.residual is None else self._outputs.like(z)
         held, given = _given(z, affine)
         run(
             *place,
@@ -200,7 +202,7 @@ def _like(x: Tensor, z: Tensor) -> Tensor:
     """``x`` with its elements in memory as those of ``z`` are."""
     if x.stride() == z.stride() or (x.is_contiguous() and z.is_contiguous()):
         return x
-    return torch.empty_like(z).copy_(x)
+    return outputs().like(z).copy_(x)
 
 
 def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:

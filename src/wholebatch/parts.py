@@ -21,6 +21,7 @@ Whoever takes the parts in turn says so by :data:`PARTY`, and lets each wait in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.batch_norm import Call
-from wholebatch.kernels.batch_norm import Affine
+from wholebatch.kernels.batch_norm import Affine, Kernel
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting, Sharing
 from wholebatch.sharing.replay import count_call as count_call_alone
@@ -69,6 +70,14 @@ class Party(Protocol):
     """A part's connection to whoever takes the parts in turn."""
 
     keep: Keep
+
+    def arrive(self) -> Callable[[], None] | None:
+        """Come to a batch norm; backward calls what is returned when it has come back to it."""
+        ...
+
+    def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None:
+        """The batch norm's output, and that it is ``apply(*inputs)``."""
+        ...
 
     def meet(self, arrival: Arrival, z: Tensor) -> Tensor:
         """Wait for all parts; ``(2, C)``: mean and rstd of the whole mini-batch. ``z`` may be put aside meanwhile."""
@@ -134,10 +143,10 @@ class _Joint:
 class _Passing:
     """One call of one part, which its two nodes know in common."""
 
-    __slots__ = ("affine", "call", "count", "joint", "keep", "kept", "task")
+    __slots__ = ("affine", "call", "count", "joint", "keep", "kept", "release", "task")
 
-    def __init__(self, call: Call, affine: Affine, keep: Keep) -> None:
-        self.call, self.affine, self.keep = call, affine, keep
+    def __init__(self, call: Call, affine: Affine, keep: Keep, release: Callable[[], None] | None) -> None:
+        self.call, self.affine, self.keep, self.release = call, affine, keep, release
         self.joint: _Joint | None = None
         self.count = 0.0
         # What the part's second node leaves for its first one, and in which backward pass.
@@ -241,6 +250,8 @@ class _Apply(torch.autograd.Function):
             keep = passing.keep
             passing.kept = keep(z), keep(g), None if residual is None else keep(residual)
             passing.task = torch._C._current_graph_task_id()
+        if passing.release is not None:
+            passing.release()
         needs = ctx.needs_input_grad
         return (
             sums if needs[0] else None,
@@ -301,7 +312,8 @@ def normalise_in_turn(
         None if weight is None else weight.detach(), None if bias is None else bias.detach(), None, call.slope, mask
     )
     fixed_z, fixed = z.detach(), None if residual is None else residual.detach()
-    passing = _Passing(call, affine, party.keep)
+    release = party.arrive()
+    passing = _Passing(call, affine, party.keep, release)
     tokens: Tensor = _FindMoments.apply(z, residual, passing)  # type: ignore[no-untyped-call]
     arrival = Arrival(
         call,
@@ -319,7 +331,25 @@ def normalise_in_turn(
     source = tokens.grad_fn
     del tokens, arrival
     y: Tensor = _Apply.apply(statistics, fixed_z, weight, bias, fixed, passing, source)  # type: ignore[no-untyped-call]
+    kernel, slope, vectors = call.kernel, call.slope, (affine.weight, affine.bias)
+    party.note_output(
+        y, functools.partial(_apply_again, kernel, slope), (fixed_z, *call.statistics, *vectors, fixed, mask)
+    )
     return y
+
+
+def _apply_again(
+    kernel: Kernel,
+    slope: float,
+    z: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    return kernel.apply(z, mean, rstd, Affine(weight, bias, residual, slope, mask))
 
 
 def count_call(counter: Tensor) -> None:

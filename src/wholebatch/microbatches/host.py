@@ -20,7 +20,7 @@ class HostCopy:
         self._device = storage.device
         self._loaded: StorageWeakRef | None = None
         self._written: Any = None
-        with _plainly():
+        with plainly():
             source = _view(storage)
             if self._device.type == "cuda":
                 self.bytes = torch.empty(len(source), dtype=torch.uint8, pin_memory=True)
@@ -37,16 +37,20 @@ class HostCopy:
         """A storage on the device with these bytes: the one loaded before, while somebody still holds it."""
         storage = None if self._loaded is None else reach(self._loaded)
         if storage is None:
-            with _plainly():
+            with plainly():
                 target = torch.empty(len(self.bytes), dtype=torch.uint8, device=self._device)
             storage = target.untyped_storage()
             self.write(storage)
             self._loaded = refer(storage)
         return storage
 
+    def is_in(self, storage: UntypedStorage) -> bool:
+        """Whether this storage is the one that was loaded last."""
+        return self._loaded is not None and self._loaded.cdata == storage._cdata
+
     def write(self, storage: UntypedStorage) -> None:
         """Put the bytes into a storage of as many bytes."""
-        with _plainly():
+        with plainly():
             if self._written is not None:
                 torch.cuda.current_stream(self._device).wait_event(self._written)
             _view(storage).copy_(self.bytes, non_blocking=self._written is not None)
@@ -71,7 +75,7 @@ def reach(weak: StorageWeakRef) -> UntypedStorage | None:
 def view_as(storage: UntypedStorage, like: Geometry) -> Tensor:
     """A tensor of that dtype, shape and strides on the storage."""
     dtype, size, stride, offset = like
-    with _plainly():
+    with plainly():
         empty = torch.empty(0, dtype=dtype, device=storage.device)
         return empty.set_(storage, offset, size, stride)  # type: ignore[call-overload, no-any-return]
 
@@ -89,7 +93,7 @@ def _view(storage: UntypedStorage) -> Tensor:
     return view
 
 
-class _plainly:
+class plainly:
     """Context in which only bytes are moved: no autograd, nobody watches."""
 
     __slots__ = ("_contexts",)

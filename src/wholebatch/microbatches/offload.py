@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from wholebatch.microbatches.parking import Lot, Parking
+from wholebatch.microbatches.recipes import Recipes
 from wholebatch.microbatches.store import InPlace, Store
 from wholebatch.microbatches.trees import list_tensors
 
@@ -24,10 +25,10 @@ def store_maker(offload: Offload, model: Callable[..., Any], parts: Sequence[Any
         raise ValueError(f"offload is {offload!r}; it must be one of {', '.join(map(repr, get_args(Offload)))}")
     if offload == "none":
         return InPlace
+    if offload == "recompute":
+        return Recipes
     tensors = list_tensors(parts)
     if isinstance(model, nn.Module):
         tensors += model.parameters()
     lot = Lot(device_only=any(x.device.type != "cpu" for x in tensors))
-    if offload == "cpu":
-        return lambda: Parking(lot)
-    raise NotImplementedError
+    return lambda: Parking(lot)

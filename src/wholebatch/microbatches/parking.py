@@ -10,10 +10,11 @@ Only saved for backward, each storage is copied once, whoever saves it and as wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -22,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from wholebatch.kernels.batch_norm.outputs import fresh
 from wholebatch.microbatches.host import Geometry, HostCopy, geometry, is_gone, reach, refer, view_as
 
 # Smaller storages stay: a copy takes some microseconds whatever its size, and a layer's vectors do not fill memory.
@@ -48,11 +50,25 @@ class _Packed:
 
 
 @dataclass(slots=True)
-class _Held:
-    """A saved tensor that stays where it is, and must not have been changed."""
+class Held:
+    """A saved tensor that stays where it is. With hooks torch does not look any more whether it was changed since."""
 
     tensor: Tensor
     version: int
+
+    def get(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: it was changed in place, as torch raises it.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor {tuple(self.tensor.shape)} {self.tensor.dtype} that backward needs was changed in place: it "
+                f"was saved at version {self.version} and is at version {self.tensor._version}; clone it before the "
+                "change, or change it out of place"
+            )
+        return self.tensor
 
 
 class Lot:
@@ -61,14 +77,16 @@ class Lot:
     def __init__(self, device_only: bool) -> None:
         self.device_only = device_only  # what is in host memory anyway stays, where there is a device
         self.owned: dict[int, _Owned] = {}
+        # By the address of what was loaded, which may since be another storage's.
+        self.loaded: WeakValueDictionary[int, HostCopy] = WeakValueDictionary()
         self._many = 64
 
-    def add(self, storage: UntypedStorage, copy: HostCopy | None = None) -> _Owned:
+    def add(self, storage: UntypedStorage) -> _Owned:
         """Know a storage from now on."""
         if len(self.owned) > self._many:
             self.forget()
             self._many = 64 + 2 * len(self.owned)
-        owned = self.owned[storage._cdata] = _Owned(refer(storage), storage.nbytes(), copy)
+        owned = self.owned[storage._cdata] = _Owned(refer(storage), storage.nbytes())
         return owned
 
     def find(self, x: Tensor) -> _Owned | None:
@@ -122,9 +140,9 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = x.untyped_storage()
         if storage.nbytes() < _SMALL:
             return lambda: x
-        owned = self._lot.find(x)
-        if owned is not None and owned.copy is not None:
-            copy, like = owned.copy, geometry(x)
+        copy = self._lot.loaded.get(storage._cdata)
+        if copy is not None and copy.is_in(storage):
+            like = geometry(x)
         else:
             if storage.nbytes() > 2 * x.numel() * x.element_size():  # a piece of something large
                 x = x.clone()
@@ -133,8 +151,12 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        with saved_tensors_hooks(self._pack, self._unpack), self:
+        with saved_tensors_hooks(self._pack, self._unpack), fresh(), self:
             yield
+
+    def arrive(self) -> None: ...
+
+    def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None: ...
 
     def put_aside(self, z: Tensor) -> None:
         self._own = [owned for owned in self._own if not is_gone(owned.weak)]
@@ -170,24 +192,17 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         owned.copy = None
                         owned.size = x.untyped_storage().nbytes()
 
-    def _pack(self, x: Tensor) -> _Packed | _Held:
+    def _pack(self, x: Tensor) -> _Packed | Held:
         owned = self._lot.find(x) if x.layout == torch.strided and type(x) is Tensor else None
         if owned is None or owned.shared or x.is_neg() or x.is_conj():
-            return _Held(x.detach(), x._version)
+            return Held(x.detach(), x._version)
         if owned.copy is None:
             owned.copy = HostCopy(x.untyped_storage())
         return _Packed(owned.copy, geometry(x))
 
-    def _unpack(self, packed: _Packed | _Held) -> Tensor:
-        if isinstance(packed, _Held):
-            if packed.tensor._version != packed.version:
-                raise RuntimeError(
-                    f"a tensor {tuple(packed.tensor.shape)} {packed.tensor.dtype} that backward needs was changed in "
-                    f"place: it was saved at version {packed.version} and is at version {packed.tensor._version}: "
-                    "clone it before the change, or change it out of place"
-                )
-            return packed.tensor
+    def _unpack(self, packed: _Packed | Held) -> Tensor:
+        if isinstance(packed, Held):
+            return packed.get()
         storage = packed.copy.load()
-        if storage._cdata not in self._lot.owned:
-            self._lot.add(storage, packed.copy)
+        self._lot.loaded[storage._cdata] = packed.copy
         return view_as(storage, packed.geometry)

@@ -39,6 +39,7 @@ class Part:
         self.index, self.ended, self.result = index, False, None
         self.arrival: Arrival | None = None
         self.keep: Keep = store.keep
+        self.arrive, self.note_output = store.arrive, store.note_output
         self._function, self._random, self._store, self._buffers = function, random, store, buffers
         self._calls, self._last, self._failed, self._stopped = 0, ("", ""), False, False
         self._state = ThreadState.take()

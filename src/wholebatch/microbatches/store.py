@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,6 +18,14 @@ class Store(Protocol):
 
     def saving(self) -> AbstractContextManager[Any]:
         """Context of the part: what autograd saves in it."""
+        ...
+
+    def arrive(self) -> Callable[[], None] | None:
+        """A section of the part ends, and the next begins; backward calls what is returned when it leaves that one."""
+        ...
+
+    def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None:
+        """The first tensor of a section, and that it is ``apply(*inputs)``."""
         ...
 
     def put_aside(self, z: Tensor) -> None:
@@ -41,6 +49,10 @@ class InPlace:
 
     def saving(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def arrive(self) -> None: ...
+
+    def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None: ...
 
     def put_aside(self, z: Tensor) -> None: ...
 

@@ -50,7 +50,7 @@ class ThreadState:
         return cls(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
-            tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _devices()),
+            tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_devices()),
             torch.is_autocast_cache_enabled(),
             hooks,
             tuple(overrides._get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
@@ -72,7 +72,7 @@ class ThreadState:
             self.guard.__exit__(None, None, None)
             self.guard = None
         torch._C._set_grad_enabled(self.grad)
-        for kind, (enabled, dtype), was in zip(_devices(), self.autocast, now.autocast, strict=True):
+        for kind, (enabled, dtype), was in zip(autocast_devices(), self.autocast, now.autocast, strict=True):
             if (enabled, dtype) != was:
                 torch.set_autocast_enabled(kind, enabled)
                 torch.set_autocast_dtype(kind, dtype)
@@ -101,7 +101,7 @@ class ThreadState:
 
 
 @cache
-def _devices() -> tuple[str, ...]:
+def autocast_devices() -> tuple[str, ...]:
     """The devices that autocast may be about."""
     kinds = ["cpu"]
     if torch.accelerator.is_available():

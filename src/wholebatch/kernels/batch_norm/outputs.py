@@ -20,6 +20,9 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -27,6 +30,7 @@ from torch import Tensor, UntypedStorage
 from wholebatch.kernels.native import native_module
 
 MEBI = 1 << 20
+_FRESH: ContextVar[bool] = ContextVar("wholebatch.outputs", default=False)
 LEAST = MEBI  # smaller ones come from memory that the C library keeps by itself
 
 
@@ -48,7 +52,7 @@ class Outputs:
         """Of the size, dtype and strides of ``z``, which is dense; contents unspecified."""
         size = z.numel() * z.element_size()
         # Whoever finds another thread here does not wait; a fork may have left the lock taken for good.
-        if size < LEAST or size > self.limit or not self._lock.acquire(blocking=False):
+        if size < LEAST or size > self.limit or _FRESH.get() or not self._lock.acquire(blocking=False):
             return torch.empty_like(z)
         try:
             storage = self._take(size) or self._make(size)
@@ -98,8 +102,8 @@ class Outputs:
         """A new storage, if there is room for it."""
         excess = self.kept() + size - self.limit
         i = 0
-        while excess > 0 and i < len(self._kept):
-            if self._is_free(i):
+        while i < len(self._kept):
+            if (excess > 0 or self._kept[i].nbytes() < LEAST) and self._is_free(i):  # some were resized to nothing
                 excess -= self._kept.pop(i).nbytes()
             else:
                 i += 1
@@ -108,6 +112,16 @@ class Outputs:
         storage = UntypedStorage(size)  # type: ignore[no-untyped-call]
         native_module().advise_huge_pages(storage.data_ptr(), size)
         return storage
+
+
+@contextmanager
+def fresh() -> Iterator[None]:
+    """Context in which outputs come from torch: for whoever goes by when a storage begins and ends."""
+    token = _FRESH.set(True)
+    try:
+        yield
+    finally:
+        _FRESH.reset(token)
 
 
 @functools.cache

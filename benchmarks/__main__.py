@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "step": "Time one training step, ours and the peers', interleaved.",
     "layer": "Time one layer of batch norm and ReLU, forward and backward, beside the floor of memory sweeps.",
     "sharing": "Time what a layer that processes share costs more than a local one.",
+    "lockstep": "Time a step in micro-batches and take its memory: exact in lockstep, plain, undivided, checkpointed.",
     "fit": "Time whole fits: seconds, score, memory, time to a target score.",
     "scaling": "Time a step as batch, width, depth and threads grow.",
 }

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from benchmarks import lockstep_cases
+
 
 @dataclass(frozen=True)
 class System:
@@ -55,6 +57,9 @@ LAYER_PEERS = ("torch", "tuned", "compile", "compile-default")
 
 # Of the measurement of ranks that share a mini-batch; the kind is chosen by the problem.
 SHARING_SYSTEMS = dict.fromkeys(("local", "shared", "all_gather"), System("ranks", {"GLOO_SOCKET_IFNAME": "lo"}))
+
+# Of the measurement of micro-batches; the way is chosen by the problem.
+LOCKSTEP_SYSTEMS = dict.fromkeys(lockstep_cases.SYSTEMS, System("lockstep"))
 
 
 class LeftOut(Exception):

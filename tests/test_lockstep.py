@@ -2,8 +2,8 @@
 
 Tolerances: float64, statistics of some hundred numbers of size up to 100 and a few layers. A sum of n terms taken in
 another order differs by up to n * eps of the sum of their sizes: 500 * 2e-16 = 1e-13 relative; three layers and their
-derivatives multiply that by tens. 1e-11 relative to the largest entry leaves room, and the smallest mistake (a part's own
-variance, n in place of n - 1) is above 1e-3.
+derivatives multiply that by tens. 1e-11 relative to the largest entry leaves room, and the smallest mistake (a part's
+own variance, n in place of n - 1) is above 1e-3.
 """
 
 from __future__ import annotations

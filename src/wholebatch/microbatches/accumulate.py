@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.microbatches.conductor import conduct
-from wholebatch.microbatches.lockstep import bind, known_batch_norms
+from wholebatch.microbatches.models import bind, known_batch_norms
 from wholebatch.microbatches.offload import Offload, store_maker
 from wholebatch.microbatches.trees import count_rows, join, split
 
@@ -72,7 +72,7 @@ def accumulate(
     sizes = _sizes(rows, micro_batches)
     _check_loss(loss_fn, targets, reduction)
     parts, wanted = split(inputs, sizes), split(targets, sizes)
-    calls = [bind(model, part) for part in parts]
+    calls = bind(model, parts)
     if reduction != "whole":
         calls = [_with_loss(call, loss_fn, target) for call, target in zip(calls, wanted, strict=True)]
     with known_batch_norms(model, convert), conduct(calls, store_maker(offload, model, (inputs, targets))) as outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wholebatch.functional import move_running
+from wholebatch.kernels.batch_norm import move_running
 from wholebatch.parts import Arrival
 
 

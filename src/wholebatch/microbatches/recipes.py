@@ -201,7 +201,7 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         origin = self._find(x) if _plain(x) else None
         if origin is not None:
             return _Recipe(origin.step, origin.index, geometry(x))
-        ingredient = _Ingredient(x.detach(), x._version)
+        ingredient = _Ingredient(x, x._version)  # itself: below autograd, detach() would not share its version
         if _plain(x):
             self._ingredients.setdefault(x.untyped_storage()._cdata, weakref.WeakSet()).add(ingredient)
         return ingredient

@@ -1,6 +1,6 @@
 // The engine without Python, for the sanitizers: trains small nets of every kind with several teams, and checks that
-// the parameters are the same bits for every number of threads and split. And the ranks' mailbox, with threads as
-// ranks. Prints the number of nets compared; exits with 1 on a difference.
+// the parameters are the same bits for every number of threads and split. And batch norm, and the ranks' mailbox with
+// threads as ranks. Prints the number of nets compared; exits with 1 on a difference.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -9,11 +9,12 @@
 #include "dispatch.h"
 #include "network.h"
 
-using namespace wholebatch;
-
 namespace wholebatch {
-bool mailbox_selftest(); // mailbox_selftest.cpp
-}
+bool batch_norm_same_bits(); // batch_norm_selftest.cpp
+bool mailbox_selftest();     // mailbox_selftest.cpp
+} // namespace wholebatch
+
+using namespace wholebatch;
 
 namespace {
 
@@ -152,5 +153,5 @@ int main() {
   if (!mailbox_selftest())
     return 1;
 #endif
-  return same_bits<float>(set) && same_bits<double>(set) ? 0 : 1;
+  return batch_norm_same_bits() && same_bits<float>(set) && same_bits<double>(set) ? 0 : 1;
 }

@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "layer": "Time one layer of batch norm and ReLU, forward and backward, beside the floor of memory sweeps.",
     "sharing": "Time what a layer that processes share costs more than a local one.",
     "lockstep": "Time a step in micro-batches and take its memory: exact in lockstep, plain, undivided, checkpointed.",
+    "study": "Train small nets in micro-batches, plain and in lockstep, beside the undivided batch and group norm.",
     "fit": "Time whole fits: seconds, score, memory, time to a target score.",
     "scaling": "Time a step as batch, width, depth and threads grow.",
 }

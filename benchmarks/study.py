@@ -47,7 +47,7 @@ class Rates(Listed[float]):
 @click.option("--seeds", type=click.IntRange(1), help=f"Runs of each.  [default: {FULL[0]}]")
 @click.option("--epochs", type=click.IntRange(1), help=f"Of each run.  [default: {FULL[1]}]")
 @click.option("--rates", type=Rates(), help=f"Learning rates to choose from.  [default: {','.join(map(str, FULL[2]))}]")
-@click.option("--offload", type=click.Choice(get_args(Offload)), default="recompute", show_default=True)
+@click.option("--offload", type=click.Choice(get_args(Offload)), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, len(usable())), default=1, show_default=True)
 @click.option("--redraw", is_flag=True, help="Train nothing: tables and figures of all runs that the folder has.")
 @click.option(

@@ -163,9 +163,12 @@ def test_ratios_and_bars_by_hand():
         "cpu / plain-torch, 8 parts: time": (2.0, None),
         "cpu / undivided, 8 parts: time": (2.2, None),
         "cpu, 8 parts / undivided, 8 examples: live bytes": (0.9, ("at most 1", True)),
-        "recompute, 8 parts / undivided, 8 examples: live bytes": (2.1, ("at most 1", False)),
+        "recompute, 8 parts / undivided, 8 examples: live bytes": (2.1, None),
     }
     assert lockstep_tables.ratios("mlp", cases, timings, memory) == []
+    alone = {key: value for key, value in memory.items() if key.system != "cpu"}
+    (last,) = [r for r in lockstep_tables.ratios("conv", cases, timings, alone) if "bytes" in r.what]
+    assert (last.value, last.bar and last.bar.holds(last.value)) == (2.1, False)
     rows = {(row["system"], row["parts"]): row for row in lockstep_tables.rows(cases, timings, memory)}
     assert rows["cpu", 8]["median_us"] == pytest.approx(220_000)
     assert (rows["cpu", 8]["live_bytes"], rows["undivided", 1]["live_bytes"]) == (90, None)

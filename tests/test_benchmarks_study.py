@@ -44,7 +44,7 @@ def test_every_way_makes_the_gradient_that_it_says(net: study_cases.Net, name: s
     way, data = WAYS[name], load_data()["train"]
     x, y = data.x[:BATCH].double(), data.y[:BATCH]
     model, same = (make_net(net, way.norm, 3).double() for _ in range(2))
-    loss = step_of(way, model, "recompute")(x, y)
+    loss = step_of(way, model, "cpu")(x, y)
     micro = BATCH if way.exact else way.micro
     parts = list(zip(x.split(micro), y.split(micro), strict=True))
     expected = sum(F.cross_entropy(same(a), b, reduction="sum") / BATCH for a, b in parts)
@@ -208,7 +208,7 @@ def test_a_run_writes_runs_tables_and_figures(
     assert {path.name for path in out.iterdir()} == {"runs.json", "study.md", "study.html", "micro-batches-mlp.svg"}
     kept = json.loads((out / "runs.json").read_text())
     assert sorted(r["way"] for r in kept) == ["group", "lockstep", "plain-8", "undivided"]
-    assert {r["way"]: r["offload"] for r in kept}["lockstep"] == "recompute"
+    assert {r["way"]: r["offload"] for r in kept}["lockstep"] == "cpu"
     shown, text = capsys.readouterr().out, (out / "study.md").read_text()
     for words in ("mlp: at the end of training", "plain-8", "learning rates 0.1", "in the first epoch"):
         assert words in shown

@@ -150,15 +150,43 @@ def test_a_saved_tensor_changed_in_place_is_an_error_as_ever(offload: Offload) -
         torch.cat(outputs).sum().backward()
 
 
-@pytest.mark.parametrize("offload", MODES[1:])
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_blocks(offload: Offload) -> None:
-    block = torch.compile(nn.Sequential(nn.Linear(64, 64), nn.Tanh()).double(), backend="aot_eager")
-    net = nn.Sequential(block, wholebatch.BatchNorm1d(64).double(), nn.ReLU(), block)
-    compare(net, draw(48, 64), [20, 16, 12], offload=offload)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler asks for it
+@pytest.mark.parametrize("offload", MODES)
+def test_compiled_blocks_run_compiled_where_nobody_watches(offload: Offload) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2)  # unseen from outside, where it is compiled
+            return self.linear(x).tanh()
+
+    runs = 0
+
+    def count_runs(graph: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            return graph(*args)
+
+        return run
+
     torch._dynamo.reset()
-    flag = torch.utils._python_dispatch._is_in_torch_dispatch_mode  # type: ignore[attr-defined]
-    assert flag is False  # or nothing would be compiled any more
+    block = Block().double()
+    middle = nn.Linear(64, 64).double()
+    plain = nn.Sequential(middle, wholebatch.BatchNorm1d(64).double(), block, wholebatch.BatchNorm1d(64).double())
+    net = nn.Sequential(plain[0], plain[1], torch.compile(block, backend=count_runs), plain[3])
+    reference = copy.deepcopy(plain)
+    x = draw(48, 64)
+    net(x)  # compiled before
+    for ours, theirs in zip(net.buffers(), reference.buffers(), strict=True):
+        ours.copy_(theirs)
+    assert runs == 1
+    compare(net, x, [20, 16, 12], offload=offload, reference=reference)
+    assert runs == (7 if offload == "none" else 1)  # two steps of three parts
+    assert torch.utils._python_dispatch._is_in_torch_dispatch_mode is False  # type: ignore[attr-defined]
+    torch._dynamo.reset()
 
 
 class Count(TorchDispatchMode):

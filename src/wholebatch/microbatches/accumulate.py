@@ -75,7 +75,8 @@ def accumulate(
     calls = bind(model, parts)
     if reduction != "whole":
         calls = [_with_loss(call, loss_fn, target) for call, target in zip(calls, wanted, strict=True)]
-    with known_batch_norms(model, convert), conduct(calls, store_maker(offload, model, (inputs, targets))) as outputs:
+    make_store = store_maker(offload, model, (inputs, targets))
+    with known_batch_norms(model, convert), conduct(calls, make_store, offload != "none") as outputs:
         if reduction == "whole":
             loss = loss_fn(join(outputs), targets)
             _check_scalar(loss)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wholebatch.functional import batch_norm
@@ -23,6 +24,7 @@ from wholebatch.microbatches.errors import explain
 from wholebatch.microbatches.part import Part
 from wholebatch.microbatches.random import parted
 from wholebatch.microbatches.store import Store
+from wholebatch.microbatches.thread import ThreadState
 from wholebatch.parts import PARTY, UNCOMPILED, Arrival, Run, count_call, unite
 
 _ORDER = (
@@ -32,8 +34,15 @@ _ORDER = (
 
 
 @contextmanager
-def conduct(functions: Sequence[Callable[[], Any]], make_store: Callable[[], Store]) -> Iterator[list[Any]]:
+def conduct(
+    functions: Sequence[Callable[[], Any]], make_store: Callable[[], Store], watched: bool
+) -> Iterator[list[Any]]:
     """Context with the results of all functions, run in lockstep. Raising in it undoes what they moved, too.
+
+    Args:
+        functions: one for each part.
+        make_store: makes each part's store.
+        watched: the stores watch operations, which compiled code would hide.
 
     Raises:
         LockstepError: they do not pass the same batch norms in the same order.
@@ -47,9 +56,10 @@ def conduct(functions: Sequence[Callable[[], Any]], make_store: Callable[[], Sto
         )
     buffers, run = Buffers(), Run()
     try:
-        with parted(len(functions)) as randoms, _uncompiled():
+        with parted(len(functions)) as randoms, _uncompiled(watched):
+            outside = ThreadState.take()
             parts = [
-                Part(index, function, random, make_store(), buffers)
+                Part(index, function, random, make_store(), buffers, outside)
                 for index, (function, random) in enumerate(zip(functions, randoms, strict=True))
             ]
             _take_in_turn(parts, run, buffers)
@@ -126,10 +136,14 @@ def _stop(parts: Sequence[Part], error: BaseException) -> None:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Context in which compiled code leaves its graph for a batch norm."""
+def _uncompiled(watched: bool) -> Iterator[None]:
+    """Context in which compiled code leaves its graph for a batch norm; or none is run where operations are watched."""
     if "torch._dynamo" not in sys.modules:
         yield
+        return
+    if watched:  # not even what has been compiled before: what it changes in place would not be seen
+        with torch.compiler.set_stance("force_eager"):
+            yield
         return
     from torch._dynamo import disable
 
@@ -137,4 +151,4 @@ def _uncompiled() -> Iterator[None]:
     try:
         yield
     finally:
-        UNCOMPILED.clear()
+        del UNCOMPILED[-2:]

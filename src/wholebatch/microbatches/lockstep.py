@@ -60,5 +60,5 @@ def lockstep(
     if not parts:
         raise ValueError("there are no parts; lockstep takes at least 1")
     make_store = store_maker(offload, model, parts)
-    with known_batch_norms(model, convert), conduct(bind(model, parts), make_store) as outputs:
+    with known_batch_norms(model, convert), conduct(bind(model, parts), make_store, offload != "none") as outputs:
         return outputs

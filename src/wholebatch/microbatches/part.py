@@ -7,6 +7,7 @@ runs at a time, in an order that does not vary.
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,13 +21,13 @@ from wholebatch.microbatches.buffers import Buffers
 from wholebatch.microbatches.errors import Position
 from wholebatch.microbatches.random import Random
 from wholebatch.microbatches.store import Store
-from wholebatch.microbatches.thread import ThreadState
+from wholebatch.microbatches.thread import ThreadState, list_hooks
 from wholebatch.parts import PARTY, Arrival, Keep
 from wholebatch.sharing.replay import count_call, count_open
 
 
 class Part:
-    """A :class:`wholebatch.parts.Party`.
+    """A :class:`wholebatch.parts.Party`. ``outside``: what torch keeps for the thread while no part runs.
 
     Attributes:
         index: its number, from 0.
@@ -35,16 +36,24 @@ class Part:
         result: what it returned.
     """
 
-    def __init__(self, index: int, function: Callable[[], Any], random: Random, store: Store, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        index: int,
+        function: Callable[[], Any],
+        random: Random,
+        store: Store,
+        buffers: Buffers,
+        outside: ThreadState,
+    ) -> None:
         self.index, self.ended, self.result = index, False, None
         self.arrival: Arrival | None = None
         self.keep: Keep = store.keep
         self.arrive, self.note_output = store.arrive, store.note_output
         self._function, self._random, self._store, self._buffers = function, random, store, buffers
         self._calls, self._last, self._failed, self._stopped = 0, ("", ""), False, False
-        self._state = ThreadState.take()
-        self._outside = getcurrent()
-        self._greenlet = greenlet(self._live, self._outside)
+        self._outside, self._state = outside, dataclasses.replace(outside)
+        self._conductor = getcurrent()
+        self._greenlet = greenlet(self._live, self._conductor)
         self._greenlet.gr_context = contextvars.copy_context()
 
     @property
@@ -88,7 +97,7 @@ class Part:
         del arrival
         self._store.put_aside(z)
         try:
-            statistics: Tensor = self._outside.switch()
+            statistics: Tensor = self._conductor.switch()
         finally:
             self.arrival = None
             self._store.take_back()
@@ -107,8 +116,7 @@ class Part:
         self.ended = True
 
     def _switch(self, step: Callable[[], Any]) -> None:
-        outside = ThreadState.take()
-        outside.leave(self._state)
+        self._outside.leave(self._state)
         self._random.enter()
         try:
             step()
@@ -118,11 +126,11 @@ class Part:
         finally:
             self._random.leave()
             self._state = ThreadState.take()
-            self._state.leave(outside)
+            self._state.leave(self._outside)
 
     def _refuse_recomputation(self) -> None:
         """Raise inside of a checkpoint whose recomputation would find a batch norm's part alone."""
-        checkpoints = sum(is_checkpoint(pack) for pack, _ in ThreadState.take().hooks)
+        checkpoints = sum(is_checkpoint(pack) for pack, _ in list_hooks())
         frame = None if torch.is_grad_enabled() else sys._getframe()
         while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
             frame = frame.f_back

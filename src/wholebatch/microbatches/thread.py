@@ -44,15 +44,13 @@ class ThreadState:
 
     @classmethod
     def take(cls) -> Self:
-        """What holds now. Hooks are looked through by taking them off and putting them on again."""
-        hooks = _take_hooks()
-        _put_hooks(hooks)
+        """What holds now."""
         return cls(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
             tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_devices()),
             torch.is_autocast_cache_enabled(),
-            hooks,
+            list_hooks(),
             tuple(overrides._get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
             tuple(dispatch._get_current_dispatch_mode_stack()) if dispatch._len_torch_dispatch_stack() else (),
             tuple(getattr(dispatch, name, False) for name in _FLAGS),
@@ -111,8 +109,15 @@ def autocast_devices() -> tuple[str, ...]:
     return tuple(kinds)
 
 
+def list_hooks() -> tuple[Hooks, ...]:
+    """All hooks for saved tensors on this thread; innermost last. They cannot be seen but by taking them off."""
+    hooks = _take_hooks()
+    _put_hooks(hooks)
+    return hooks
+
+
 def _take_hooks() -> tuple[Hooks, ...]:
-    """Take all hooks for saved tensors off this thread; innermost last. Before torch 2.8 they cannot be seen: none."""
+    """Take all hooks for saved tensors off. Before torch 2.8 they cannot be seen: none."""
     if not hasattr(_autograd, "_top_saved_tensors_default_hooks"):
         return ()
     hooks: list[Hooks] = []

@@ -1,6 +1,10 @@
-// What Python sees of batch norm: six functions over addresses, which kernels/batch_norm/native.py takes from tensors
+// What Python sees of batch norm: functions over addresses, which kernels/batch_norm/native.py takes from tensors
 // that it has checked. An address costs far less to hand over than an array.
 #include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
 
 #include "batch_norm.h"
 #include "huge_pages.h"
@@ -52,6 +56,22 @@ template <class Work> void run(const Part &part, const Work &work) {
   by_storage();
 }
 
+template <class A>
+void find_rstd(std::int64_t channels, const A *__restrict m2, double count, double eps, A *__restrict rstd) {
+  const A divisor = static_cast<A>(std::max(count, 1.0)), added = static_cast<A>(eps);
+  for (std::int64_t c = 0; c < channels; ++c)
+    rstd[c] = A(1) / std::sqrt(m2[c] / divisor + added);
+}
+
+// As torch's lerp: from the nearer end.
+template <class A>
+void move_towards(std::int64_t channels, const A *__restrict to, A divisor, A momentum, A *__restrict running) {
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const A target = to[c] / divisor, way = target - running[c];
+    running[c] = momentum < A(0.5) ? running[c] + momentum * way : target - way * (A(1) - momentum);
+  }
+}
+
 } // namespace
 
 void bind_batch_norm(nb::module_ &m) {
@@ -59,6 +79,20 @@ void bind_batch_norm(nb::module_ &m) {
   m.def("use_threads", [](Address parallel_for, Address count_threads) {
     use_threads(reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<CountThreads>(count_threads));
   });
+  m.def("batch_norm_rstd", [](bool wide, std::int64_t channels, Address m2, double count, double eps, Address rstd) {
+    if (wide)
+      find_rstd(channels, at<const double>(m2), count, eps, at<double>(rstd));
+    else
+      find_rstd(channels, at<const float>(m2), count, eps, at<float>(rstd));
+  });
+  m.def("move_running",
+        [](bool wide, std::int64_t channels, Address to, double divisor, double momentum, Address running) {
+          if (wide)
+            move_towards(channels, at<const double>(to), divisor, momentum, at<double>(running));
+          else
+            move_towards(channels, at<const float>(to), static_cast<float>(divisor), static_cast<float>(momentum),
+                         at<float>(running));
+        });
   m.def("batch_norm_moments", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
                                  Address mean, Address m2) {
     const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, 0, 0, 0, 0, 0, 0, 1};
@@ -83,6 +117,22 @@ void bind_batch_norm(nb::module_ &m) {
     run(part, [&]<class T>(const BatchNorm<T> &job) {
       using A = Accumulator<T>;
       job.forward(static_cast<A>(eps), at<A>(mean), at<A>(m2), at<A>(rstd));
+    });
+  });
+  // The forward pass and what follows it, in one call: statistics is (3, channels), mean, M2 and rstd.
+  m.def("batch_norm_train", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
+                               Address residual, Address weight, Address bias, double slope, Address y, double eps,
+                               Address statistics, Address running_mean, Address running_var, double momentum) {
+    const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, residual, 0, y, 0, weight, bias, slope};
+    run(part, [&]<class T>(const BatchNorm<T> &job) {
+      using A = Accumulator<T>;
+      A *mean = at<A>(statistics), *m2 = mean + channels;
+      job.forward(static_cast<A>(eps), mean, m2, m2 + channels);
+      const std::int64_t count = part.shape.count();
+      if (running_mean != 0 && count > 1)
+        move_towards(channels, mean, A(1), static_cast<A>(momentum), at<A>(running_mean));
+      if (running_var != 0 && count > 1)
+        move_towards(channels, m2, static_cast<A>(count - 1), static_cast<A>(momentum), at<A>(running_var));
     });
   });
   m.def("batch_norm_sums", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
@@ -115,6 +165,25 @@ void bind_batch_norm(nb::module_ &m) {
       job.backward(at<const A>(mean), at<const A>(rstd), count, at<A>(sums));
     });
   });
+
+  // The backward pass after batch_norm_train, with the two sums where they are wanted.
+  m.def("batch_norm_train_backward",
+        [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z, Address residual,
+           Address weight, Address bias, double slope, Address g, Address statistics, Address dz, Address dresidual,
+           Address dweight, Address dbias) {
+          const Part part{
+              static_cast<Storage>(storage), {n, channels, inner}, z, residual, g, dz, dresidual, weight, bias, slope};
+          run(part, [&]<class T>(const BatchNorm<T> &job) {
+            using A = Accumulator<T>;
+            const A *mean = at<const A>(statistics);
+            std::vector<A> sums(static_cast<std::size_t>(2 * channels));
+            job.backward(mean, mean + 2 * channels, static_cast<double>(part.shape.count()), sums.data());
+            if (dbias != 0)
+              std::copy_n(sums.data(), channels, at<A>(dbias));
+            if (dweight != 0)
+              std::copy_n(sums.data() + channels, channels, at<A>(dweight));
+          });
+        });
 }
 
 } // namespace wholebatch

@@ -24,6 +24,8 @@ def use_threads(parallel_for: int, count_threads: int, /) -> None:
 def advise_huge_pages(address: int, size: int, /) -> None:
     """Ask the system for pages of 2 MiB where memory of `size` bytes was not touched yet."""
 
+def batch_norm_rstd(wide: bool, channels: int, m2: int, count: float, eps: float, rstd: int, /) -> None: ...
+def move_running(wide: bool, channels: int, to: int, divisor: float, momentum: float, running: int, /) -> None: ...
 def batch_norm_moments(storage: int, n: int, channels: int, inner: int, z: int, mean: int, m2: int, /) -> None: ...
 def batch_norm_apply(
     storage: int, n: int, channels: int, inner: int,
@@ -32,6 +34,16 @@ def batch_norm_apply(
 def batch_norm_forward(
     storage: int, n: int, channels: int, inner: int,
     z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, mean: int, m2: int, rstd: int, /,
+) -> None: ...  # fmt: skip
+def batch_norm_train(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, statistics: int,
+    running_mean: int, running_var: int, momentum: float, /,
+) -> None: ...  # fmt: skip
+def batch_norm_train_backward(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, statistics: int, dz: int, dresidual: int,
+    dweight: int, dbias: int, /,
 ) -> None: ...  # fmt: skip
 def batch_norm_sums(
     storage: int, n: int, channels: int, inner: int,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.kernels.batch_norm import Affine, Kernel, Reference
+from wholebatch.kernels.batch_norm import Affine, Kernel, Reference, find_rstd
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting, Sharing
 
@@ -83,7 +83,7 @@ class BatchNormFunction(torch.autograd.Function):
         call: Call = ctx.call
         affine = Affine(weight, bias, residual, call.slope, mask)
         if torch.is_grad_enabled():
-            dz, dt, sums = _backward_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
         else:
             dz, dt, sums = find_gradients(g, z, affine, call, ctx.count, mean, rstd)
         needs = ctx.needs_input_grad
@@ -112,7 +112,7 @@ def normalise(z: Tensor, affine: Affine, call: Call) -> tuple[Tensor, Tensor, Te
     if call.moments is None:
         assert call.sharing is not None
         call.moments = call.sharing.merge(kernel.moments(z, affine.mask), Meeting(call.layer, "forward"))
-    rstd = call.moments.rstd(call.eps)
+    rstd = find_rstd(call.moments, call.eps)
     return kernel.apply(z, call.moments.mean, rstd, affine), call.moments.mean, rstd
 
 
@@ -159,10 +159,10 @@ class _SharedSum(torch.autograd.Function):
         return _SharedSum.apply(g, ctx.sharing, ctx.layer), None, None  # type: ignore[no-untyped-call]
 
 
-def _backward_differentiable(
+def find_gradients_differentiable(
     g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The same gradients by torch operations, with the statistics formed again so that they too are differentiated."""
+    """:func:`find_gradients` by torch's operations, with statistics formed again: they too are differentiated."""
     twin = Reference()
 
     def shared(vectors: Tensor) -> Tensor:

@@ -8,16 +8,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
-from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel
-from wholebatch.moments import Moments
+from wholebatch.kernels.batch_norm import Affine, Native, accumulation_dtype, choose_kernel, move_running
 from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
 from wholebatch.sharing.replay import attend, unseen
+from wholebatch.sole import can_stand_alone, is_transformed, normalise_alone
 from wholebatch.traced import batch_norm_traced
 
 Save = Literal["input"] | None
@@ -130,6 +129,17 @@ def batch_norm(
             )
         call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
     visit = attend(layer, input.shape, training)
+    if (
+        training
+        and visit is None
+        and sharing is None
+        and save is None
+        and isinstance(call.kernel, Native)
+        and can_stand_alone(running_mean, running_var, momentum, dtype)
+        and PARTY.get() is None
+    ):
+        y = normalise_alone(call, input, weight, bias, residual, running_mean, running_var, momentum)
+        return y if function is None else function(y)
     party = PARTY.get() if training and (visit is None or not visit.replays) else None
     if visit is None:
         y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum, party)
@@ -161,7 +171,7 @@ def _run(
         identity = running_mean if running_mean is not None else weight if isinstance(weight, nn.Parameter) else None
         running = (running_mean, running_var, momentum)
         return normalise_in_turn(party, call, input, weight, bias, residual, mask, *running, identity)
-    if _transformed():
+    if is_transformed():
         call.moments = None  # of a checkpoint's first pass: they are differentiated too, so they are formed again
         y = normalise_plainly(input, Affine(weight, bias, residual, call.slope, mask), call)
     else:
@@ -170,11 +180,6 @@ def _run(
         call.moments.check(input.shape)
         move_running(running_mean, running_var, call.moments, momentum)
     return y
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which look into plain operations only."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor | None) -> Tensor:
@@ -231,23 +236,6 @@ def _with_channels(mask: Tensor, input: Tensor) -> Tensor:
         f"the mask has shape {tuple(mask.shape)}; for an input {tuple(shape)} it must be {tuple(shape[:1])} "
         f"(examples), {(shape[0], *shape[2:])} or {(shape[0], 1, *shape[2:])} (positions)"
     )
-
-
-def move_running(
-    running_mean: Tensor | None, running_var: Tensor | None, moments: Moments, momentum: float | Tensor
-) -> None:
-    """Move running statistics by those of a mini-batch."""
-    if running_mean is not None:
-        _move(running_mean, moments.mean, momentum)
-    if running_var is not None:
-        _move(running_var, moments.variance(unbiased=True), momentum)
-
-
-def _move(running: Tensor, new: Tensor, momentum: float | Tensor) -> None:
-    # What has no gradient and the right dtype already is not asked to change: that costs as much as moving.
-    if new.requires_grad or new.dtype != running.dtype:
-        new = new.detach().to(running.dtype)
-    running.lerp_(new, momentum)
 
 
 def _evaluate(

@@ -78,8 +78,13 @@ class WholeBatchNorm(_BatchNorm):
             path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
             return input.tracer.create_proxy("call_module", path, extra, {})
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        # Each is looked up once: a module finds what is a tensor only after it has looked everywhere else.
-        running_mean, running_var, counter = self.running_mean, self.running_var, self.num_batches_tracked
+        # A module looks for a tensor everywhere else first, a microsecond each time: so where they are.
+        buffers, parameters = self._buffers, self._parameters
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+        counter = buffers["num_batches_tracked"]
+        # Parametrized ones, and those that a transformation has put in their place, are found by their names.
+        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         # As in PyTorch: without running statistics the mini-batch's own serve in evaluation too.
         training = self.training or (running_mean is None and running_var is None)
         if not self.training or not self.track_running_stats:
@@ -96,8 +101,8 @@ class WholeBatchNorm(_BatchNorm):
             input,
             running_mean,
             running_var,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             training,
             momentum,
             self.eps,

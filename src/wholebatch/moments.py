@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -69,14 +70,19 @@ class Moments:
             ValueError: the whole mini-batch has 1 value per channel; ``shape`` is that of this worker's input.
         """
         if self.count == 1:
-            raise ValueError(
-                "training needs more than 1 value per channel, and the whole mini-batch has 1 "
-                f"(input {tuple(shape)}): it has no variance; use a larger mini-batch, or model.eval()"
-            )
+            refuse_one_value(shape)
 
     def rstd(self, eps: float) -> Tensor:
         """``1 / sqrt(variance + eps)``; of no elements at all, as if the variance were 0."""
         return torch.rsqrt(self.m2 / max(self.count, 1) + eps)
+
+
+def refuse_one_value(shape: Iterable[int]) -> NoReturn:
+    """The error of :meth:`Moments.check`."""
+    raise ValueError(
+        "training needs more than 1 value per channel, and the whole mini-batch has 1 "
+        f"(input {tuple(shape)}): it has no variance; use a larger mini-batch, or model.eval()"
+    )
 
 
 def finish(moments: Moments, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:

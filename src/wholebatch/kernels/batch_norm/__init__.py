@@ -7,8 +7,18 @@ from torch import Tensor
 from wholebatch.kernels.batch_norm.kernel import Affine, Kernel, accumulation_dtype
 from wholebatch.kernels.batch_norm.native import Native, serves
 from wholebatch.kernels.batch_norm.reference import Reference
+from wholebatch.kernels.batch_norm.statistics import find_rstd, move_running
 
-__all__ = ["Affine", "Kernel", "Native", "Reference", "accumulation_dtype", "choose_kernel"]
+__all__ = [
+    "Affine",
+    "Kernel",
+    "Native",
+    "Reference",
+    "accumulation_dtype",
+    "choose_kernel",
+    "find_rstd",
+    "move_running",
+]
 
 REFERENCE = Reference()
 

@@ -101,6 +101,63 @@ class Native:
         dz, dresidual = self._differentiate(self._native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
         return dz, dresidual, sums
 
+    def train(
+        self,
+        z: Tensor,
+        eps: float,
+        affine: Affine,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, with the statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved."""
+        z, place = _place(z)
+        y = self._outputs.like(z)
+        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
+        held, given = _given(z, affine)
+        self._native.batch_norm_train(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            y.data_ptr(),
+            eps,
+            statistics.data_ptr(),
+            _address(running_mean),
+            _address(running_var),
+            momentum,
+        )
+        del held
+        moved = [running for running in (running_mean, running_var) if running is not None]
+        torch.autograd.graph.increment_version(moved)
+        return y, statistics
+
+    def train_backward(
+        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """``(dz, dresidual, dweight, dbias)`` from the statistics of :meth:`train`; None for an input that is None."""
+        z, place = _place(z)
+        g = _like(g, z)
+        dz = self._outputs.like(z)
+        dresidual = None if affine.residual is None else self._outputs.like(z)
+        dweight = None if affine.weight is None else torch.empty_like(affine.weight)
+        dbias = None if affine.bias is None else torch.empty_like(affine.bias)
+        held, given = _given(z, affine)
+        self._native.batch_norm_train_backward(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            g.data_ptr(),
+            statistics.data_ptr(),
+            dz.data_ptr(),
+            _address(dresidual),
+            _address(dweight),
+            _address(dbias),
+        )
+        del held
+        return dz, dresidual, dweight, dbias
+
     def _differentiate(
         self,
         run: Callable[..., None],
@@ -146,12 +203,13 @@ def serves(z: Tensor, mask: Tensor | None) -> bool:
         and z.dtype in STORAGES
         and z.is_cpu
         and z.layout is torch.strided
-        and _enabled()
+        and is_enabled()
     )
 
 
 @functools.cache
-def _enabled() -> bool:
+def is_enabled() -> bool:
+    """Whether the compiled kernels are there, and ``WHOLEBATCH_KERNELS`` does not forbid them."""
     wish = os.environ.get("WHOLEBATCH_KERNELS", "")
     if wish not in ("", "native", "reference"):
         raise ValueError(f"WHOLEBATCH_KERNELS is {wish!r}; known are native and reference")

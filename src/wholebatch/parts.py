@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.batch_norm import Call
-from wholebatch.kernels.batch_norm import Affine, Kernel
+from wholebatch.kernels.batch_norm import Affine, Kernel, find_rstd
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting, Sharing
 from wholebatch.sharing.replay import count_call as count_call_alone
@@ -199,7 +199,7 @@ class _Unite(torch.autograd.Function):
         for arrival in arrivals:
             arrival.call.moments = moments
         ctx.sharing, ctx.layer, ctx.joint = call.sharing, call.layer, joint
-        return torch.stack([moments.mean, moments.rstd(call.eps)])
+        return torch.stack([moments.mean, find_rstd(moments, call.eps)])
 
     @staticmethod
     def backward(ctx: Any, sums: Tensor) -> tuple[Tensor | None, ...]:

@@ -57,7 +57,9 @@ class Awkward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.first(x).tanh()
+        total = skip.detach().clone()
         h = self.a(self.second(skip))
+        total += h.detach()  # it has waited, waits again, and is another one then
         h = nn.functional.relu(h, inplace=True)
         h = h + skip
         h += skip
@@ -65,7 +67,8 @@ class Awkward(nn.Module):
         h = self.drop(self.frozen(h)) + skip.sigmoid()
         left, right = self.second(h).chunk(2, 1)
         h = self.b(torch.cat([(right + 1).sigmoid_(), left.mT], 1))
-        skip = skip.clone().mul_(h)
+        skip = skip.clone().mul_(h) * total.sigmoid() * torch.rand_like(h)
+        total -= 1  # whose sigmoid is needed as it was
         h = self.pool(self.c(self.second(h.sin().add_(skip).tanh_())) + h)
         return h.flatten(1)[:, ::3].square().mean(1)
 
@@ -87,7 +90,7 @@ def test_changes_in_place_views_and_dropout(offload: Offload) -> None:
 
 @pytest.mark.parametrize("offload", MODES[1:])
 def test_outputs_of_a_mebibyte_and_more(offload: Offload) -> None:
-    """A bug there was: the compiled kernels use large outputs' memory again, so an address said nothing of contents."""
+    """The compiled kernels use large outputs' memory again, so that an address says nothing of contents."""
     net = nn.Sequential(
         wholebatch.BatchNorm2d(8), wholebatch.BatchNorm2d(8, activation="relu"), nn.Tanh(), wholebatch.BatchNorm2d(8)
     )

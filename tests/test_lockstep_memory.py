@@ -303,3 +303,16 @@ def test_everything_goes_with_the_graph(offload: Offload) -> None:
         assert large == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("offload", MODES)
+@pytest.mark.parametrize("channels", [511, 512, 2048])
+def test_many_channels(offload: Offload, channels: int) -> None:
+    # From 512 on a part's moments are as large as what is put aside, and the meeting still reads them.
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, channels, bias=False), wholebatch.BatchNorm1d(channels)).double()
+    x, twin = torch.randn(16, 8, dtype=torch.float64), copy.deepcopy(net)
+    torch.cat(wholebatch.lockstep(net, x.split(5), offload=offload)).square().sum().backward()
+    twin(x).square().sum().backward()
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)

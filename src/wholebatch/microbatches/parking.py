@@ -158,11 +158,18 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None: ...
 
-    def put_aside(self, z: Tensor) -> None:
+    def put_aside(self, z: Tensor, tokens: Tensor) -> None:
+        stays = tokens.untyped_storage()._cdata  # the meeting reads it: with many channels it is not small
         self._own = [owned for owned in self._own if not is_gone(owned.weak)]
         for owned in self._own:
             storage = reach(owned.weak)
-            if storage is None or owned.shared or storage.nbytes() != owned.size or not storage.resizable():
+            if (
+                storage is None
+                or storage._cdata == stays
+                or owned.shared
+                or storage.nbytes() != owned.size
+                or not storage.resizable()
+            ):
                 continue
             if owned.copy is None:
                 owned.copy = HostCopy(storage)

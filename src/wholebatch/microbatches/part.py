@@ -94,8 +94,8 @@ class Part:
         self._calls, self._last = self._calls + 1, (arrival.call.layer, f"{tuple(z.shape)} {dtype}")
         self._refuse_recomputation()
         self.arrival = arrival
+        self._store.put_aside(z, arrival.tokens)
         del arrival
-        self._store.put_aside(z)
         try:
             statistics: Tensor = self._conductor.switch()
         finally:

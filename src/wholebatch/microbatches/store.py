@@ -28,8 +28,8 @@ class Store(Protocol):
         """The first tensor of a section, and that it is ``apply(*inputs)``."""
         ...
 
-    def put_aside(self, z: Tensor) -> None:
-        """The part stops at a batch norm with input ``z``."""
+    def put_aside(self, z: Tensor, tokens: Tensor) -> None:
+        """The part stops at a batch norm with input ``z``; the meeting reads ``tokens``."""
         ...
 
     def take_back(self) -> None:
@@ -54,7 +54,7 @@ class InPlace:
 
     def note_output(self, y: Tensor, apply: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> None: ...
 
-    def put_aside(self, z: Tensor) -> None: ...
+    def put_aside(self, z: Tensor, tokens: Tensor) -> None: ...
 
     def take_back(self) -> None: ...
 

@@ -72,6 +72,15 @@ void move_towards(std::int64_t channels, const A *__restrict to, A divisor, A mo
   }
 }
 
+// By mean and M2, one behind the other; null: there is none to move.
+template <class A>
+void move_both(std::int64_t channels, const A *mean, double count, A momentum, A *running_mean, A *running_var) {
+  if (running_mean != nullptr && count > 1)
+    move_towards(channels, mean, A(1), momentum, running_mean);
+  if (running_var != nullptr && count > 1)
+    move_towards(channels, mean + channels, static_cast<A>(count - 1), momentum, running_var);
+}
+
 } // namespace
 
 void bind_batch_norm(nb::module_ &m) {
@@ -128,11 +137,8 @@ void bind_batch_norm(nb::module_ &m) {
       using A = Accumulator<T>;
       A *mean = at<A>(statistics), *m2 = mean + channels;
       job.forward(static_cast<A>(eps), mean, m2, m2 + channels);
-      const std::int64_t count = part.shape.count();
-      if (running_mean != 0 && count > 1)
-        move_towards(channels, mean, A(1), static_cast<A>(momentum), at<A>(running_mean));
-      if (running_var != 0 && count > 1)
-        move_towards(channels, m2, static_cast<A>(count - 1), static_cast<A>(momentum), at<A>(running_var));
+      move_both<A>(channels, mean, static_cast<double>(part.shape.count()), static_cast<A>(momentum),
+                   at<A>(running_mean), at<A>(running_var));
     });
   });
   m.def("batch_norm_sums", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
@@ -166,6 +172,20 @@ void bind_batch_norm(nb::module_ &m) {
     });
   });
 
+  // The rest of it where others share the mini-batch: statistics holds mean and M2 of the whole, count its elements.
+  m.def("batch_norm_finish", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
+                                Address residual, Address weight, Address bias, double slope, Address y, double eps,
+                                Address statistics, double count, Address running_mean, Address running_var,
+                                double momentum) {
+    const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, residual, 0, y, 0, weight, bias, slope};
+    run(part, [&]<class T>(const BatchNorm<T> &job) {
+      using A = Accumulator<T>;
+      A *mean = at<A>(statistics), *m2 = mean + channels, *rstd = m2 + channels;
+      find_rstd<A>(channels, m2, count, eps, rstd);
+      job.apply(mean, rstd);
+      move_both<A>(channels, mean, count, static_cast<A>(momentum), at<A>(running_mean), at<A>(running_var));
+    });
+  });
   // The backward pass after batch_norm_train, with the two sums where they are wanted.
   m.def("batch_norm_train_backward",
         [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z, Address residual,

@@ -40,6 +40,11 @@ def batch_norm_train(
     z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, statistics: int,
     running_mean: int, running_var: int, momentum: float, /,
 ) -> None: ...  # fmt: skip
+def batch_norm_finish(
+    storage: int, n: int, channels: int, inner: int,
+    z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, statistics: int, count: float,
+    running_mean: int, running_var: int, momentum: float, /,
+) -> None: ...  # fmt: skip
 def batch_norm_train_backward(
     storage: int, n: int, channels: int, inner: int,
     z: int, residual: int, weight: int, bias: int, slope: float, g: int, statistics: int, dz: int, dresidual: int,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
-from wholebatch.kernels.batch_norm import Affine, Native, accumulation_dtype, choose_kernel, move_running
+from wholebatch.direct import can_go_directly, is_transformed, normalise_directly
+from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel, move_running
 from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
 from wholebatch.sharing.replay import attend, unseen
-from wholebatch.sole import can_stand_alone, is_transformed, normalise_alone
 from wholebatch.traced import batch_norm_traced
 
 Save = Literal["input"] | None
@@ -132,13 +132,11 @@ def batch_norm(
     if (
         training
         and visit is None
-        and sharing is None
         and save is None
-        and isinstance(call.kernel, Native)
-        and can_stand_alone(running_mean, running_var, momentum, dtype)
+        and can_go_directly(call, running_mean, running_var, momentum, dtype)
         and PARTY.get() is None
     ):
-        y = normalise_alone(call, input, weight, bias, residual, running_mean, running_var, momentum)
+        y = normalise_directly(call, input, weight, bias, residual, running_mean, running_var, momentum)
         return y if function is None else function(y)
     party = PARTY.get() if training and (visit is None or not visit.replays) else None
     if visit is None:

@@ -28,6 +28,18 @@ def merge_moments(gathered: Tensor, like: Tensor) -> Moments:
     return Moments(count, mean, m2) if like.is_cpu else Moments(count, mean.to(like), m2.to(like))
 
 
+def merge_into(gathered: Tensor, out: Tensor) -> float:
+    """:func:`merge_moments` into ``(2, C)``, mean and M2; returns the count."""
+    if not native_available():
+        whole = merge_moments_torch(gathered, out[0])
+        out[0], out[1] = whole.mean, whole.m2
+        return whole.count
+    ranks, channels, wide = gathered.shape[0], out.shape[1], out.dtype == torch.float64
+    mean = out.data_ptr()
+    m2 = mean + channels * out.element_size()
+    return native_module().merge_moments(gathered.data_ptr(), ranks, channels, mean, m2, wide)  # type: ignore[no-any-return]
+
+
 def merge_moments_torch(gathered: Tensor, like: Tensor) -> Moments:
     """The twin in torch, on any device; a GPU is waited for once, for the counts."""
     channels = like.shape[0]

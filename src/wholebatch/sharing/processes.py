@@ -63,6 +63,16 @@ class Processes:
         header = pack(meeting.layer, meeting.phase, 2, mean.shape[0], mean.dtype)
         return merging.merge_moments(self._exchange(header, moments.count, (mean, moments.m2)), mean)
 
+    def merge_into(self, statistics: Tensor, count: float, layer: str) -> float:
+        """:meth:`merge` in the forward pass, of mean and M2 in the first rows of ``statistics``, and back into them.
+
+        Returns:
+            The count of the whole.
+        """
+        own = statistics[:2]
+        header = pack(layer, "forward", 2, own.shape[1], own.dtype)
+        return merging.merge_into(self._exchange(header, count, (own,)), own)
+
     def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
         """See :class:`wholebatch.sharing.Sharing`. Errors as :meth:`merge`."""
         rows = vectors.shape[0] if vectors.dim() == 2 else 1

@@ -109,8 +109,12 @@ class Native:
         running_mean: Tensor | None,
         running_var: Tensor | None,
         momentum: float,
-    ) -> tuple[Tensor, Tensor]:
-        """:meth:`forward`, with the statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved."""
+    ) -> tuple[Tensor, Tensor, int]:
+        """:meth:`forward`, with the statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved.
+
+        Returns:
+            ``(y, statistics, count)``.
+        """
         z, place = _place(z)
         y = self._outputs.like(z)
         statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
@@ -128,9 +132,58 @@ class Native:
             momentum,
         )
         del held
-        moved = [running for running in (running_mean, running_var) if running is not None]
-        torch.autograd.graph.increment_version(moved)
-        return y, statistics
+        _tell_moved(running_mean, running_var)
+        return y, statistics, _count(place)
+
+    def begin(self, z: Tensor) -> tuple[Tensor, int]:
+        """``(statistics, count)`` of this part: ``(3, C)``, with mean and M2; rstd is left to :meth:`finish`."""
+        z, place = _place(z)
+        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
+        mean = statistics.data_ptr()
+        self._native.batch_norm_moments(*place, z.data_ptr(), mean, mean + place[2] * statistics.element_size())
+        return statistics, _count(place)
+
+    def finish(
+        self,
+        z: Tensor,
+        eps: float,
+        affine: Affine,
+        statistics: Tensor,
+        count: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+    ) -> Tensor:
+        """``y`` by the whole mini-batch's mean and M2; rstd is written, and running statistics are moved."""
+        z, place = _place(z)
+        y = self._outputs.like(z)
+        held, given = _given(z, affine)
+        self._native.batch_norm_finish(
+            *place,
+            z.data_ptr(),
+            *given,
+            affine.slope,
+            y.data_ptr(),
+            eps,
+            statistics.data_ptr(),
+            count,
+            _address(running_mean),
+            _address(running_var),
+            momentum,
+        )
+        del held
+        _tell_moved(running_mean, running_var)
+        return y
+
+    def find_sums(self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine) -> Tensor:
+        """:meth:`sums` from such statistics."""
+        return self.sums(g, z, statistics[0], statistics[2], affine)
+
+    def find_gradient(
+        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, whole: Tensor, count: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`input_gradient` from such statistics."""
+        return self.input_gradient(g, z, statistics[0], statistics[2], affine, whole, count)
 
     def train_backward(
         self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine
@@ -266,6 +319,11 @@ def _like(x: Tensor, z: Tensor) -> Tensor:
 def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
     dtype, channels = accumulation_dtype(z.dtype), z.shape[1]
     return tuple(torch.empty(channels, dtype=dtype) for _ in range(count))
+
+
+def _tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    """Autograd has not seen that these were written to."""
+    torch.autograd.graph.increment_version([x for x in (running_mean, running_var) if x is not None])
 
 
 def _address(x: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""The ordinary call: a training step of batch norm where this process has the whole mini-batch, on the CPU.
+"""The ordinary call: a training step of batch norm on the CPU, by this process alone or shared with ranks.
 
 The same kernels as :mod:`wholebatch.batch_norm`, in as few steps of Python as there can be: at ``(64, 20)`` batch norm
 takes 2 microseconds, and what leads to it takes the rest.
@@ -13,16 +13,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wholebatch.batch_norm import Call, find_gradients_differentiable
-from wholebatch.kernels.batch_norm import Affine
+from wholebatch.kernels.batch_norm import Affine, Native
 from wholebatch.moments import refuse_one_value
+from wholebatch.sharing import Meeting
+from wholebatch.sharing.processes import Processes
 
 Running = Tensor | None
 
 
-def can_stand_alone(running_mean: Running, running_var: Running, momentum: float | Tensor, dtype: torch.dtype) -> bool:
-    """Whether :func:`normalise_alone` serves; ``dtype`` is that of accumulation."""
+def can_go_directly(
+    call: Call, running_mean: Running, running_var: Running, momentum: float | Tensor, dtype: torch.dtype
+) -> bool:
+    """Whether :func:`normalise_directly` serves; ``dtype`` is that of accumulation."""
     return (
-        isinstance(momentum, float)
+        isinstance(call.kernel, Native)
+        and (call.sharing is None or isinstance(call.sharing, Processes))
+        and isinstance(momentum, float)
         and _fits(running_mean, dtype)
         and _fits(running_var, dtype)
         and not is_transformed()
@@ -45,7 +51,7 @@ def _fits(running: Running, dtype: torch.dtype) -> bool:
     )
 
 
-class _Sole(torch.autograd.Function):
+class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -60,9 +66,17 @@ class _Sole(torch.autograd.Function):
     ) -> Tensor:
         slope = call.slope
         kernel: Any = call.kernel
+        sharing: Any = call.sharing
         affine = Affine(weight, bias, residual, slope)
         y: Tensor
-        y, statistics = kernel.train(z, call.eps, affine, running_mean, running_var, momentum)
+        if sharing is None:
+            y, statistics, ctx.count = kernel.train(z, call.eps, affine, running_mean, running_var, momentum)
+        else:
+            statistics, count = kernel.begin(z)
+            ctx.count = count = sharing.merge_into(statistics, count, call.layer)
+            if count == 1:
+                refuse_one_value(z.shape)
+            y = kernel.finish(z, call.eps, affine, statistics, count, running_mean, running_var, momentum)
         ctx.save_for_backward(z, weight, bias, residual if slope != 1 else None, statistics)
         ctx.call, ctx.has_residual = call, residual is not None
         return y
@@ -74,11 +88,12 @@ class _Sole(torch.autograd.Function):
         affine = Affine(weight, bias, residual, call.slope)
         if torch.is_grad_enabled():
             mean, _, rstd = statistics.unbind()
-            count = z.numel() // z.shape[1]
-            dz, dt, (dbias, dweight) = find_gradients_differentiable(g, z, affine, call, count, mean, rstd)
-        else:
+            dz, dt, (dbias, dweight) = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+        elif call.sharing is None:
             kernel: Any = call.kernel
             dz, dt, dweight, dbias = kernel.train_backward(g, z, statistics, affine)
+        else:
+            dz, dt, (dbias, dweight) = _find_shared_gradients(g, z, affine, call, ctx.count, statistics)
         return (
             dz,
             None if weight is None else dweight,
@@ -91,11 +106,21 @@ class _Sole(torch.autograd.Function):
         )
 
 
-# Not Function.apply, which looks for torch.func first: can_stand_alone has.
-_apply: Any = super(torch.autograd.Function, _Sole).apply
+def _find_shared_gradients(
+    g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, statistics: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    kernel: Any = call.kernel
+    sharing: Any = call.sharing
+    sums = kernel.find_sums(g, z, statistics, affine)
+    whole = sharing.sum(sums, Meeting(call.layer, "backward"))
+    return (*kernel.find_gradient(g, z, statistics, affine, whole, count), sums)
 
 
-def normalise_alone(
+# Not Function.apply, which looks for torch.func first: can_go_directly has.
+_apply: Any = super(torch.autograd.Function, _Direct).apply
+
+
+def normalise_directly(
     call: Call,
     z: Tensor,
     weight: Tensor | None,
@@ -110,7 +135,7 @@ def normalise_alone(
     Raises:
         ValueError: one value per channel.
     """
-    if z.numel() == z.shape[1]:
+    if z.numel() == z.shape[1] and call.sharing is None:
         refuse_one_value(z.shape)
     y: Tensor = _apply(z, weight, bias, residual, call, running_mean, running_var, momentum)
     return y

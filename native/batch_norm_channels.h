@@ -21,10 +21,17 @@ template <class A, int K> struct LaneSums {
   }
 
   // each.operator()<V>(x) gives what is added for the element, or the vector of elements, at the pointers x, which move
-  // along the run.
-  template <class T, class Each> void add_run(const Tensors<T> &x, std::int64_t count, const Each &each) {
+  // along the run. What lies `ahead` elements further is asked for meanwhile; 0: nothing is.
+  template <class T, class Each>
+  void add_run(const Tensors<T> &x, std::int64_t count, std::int64_t ahead, const Each &each) {
     std::int64_t i = 0;
     for (; i + lanes <= count; i += lanes) {
+      if (ahead != 0)
+        for (std::int64_t j = i + ahead; j < i + ahead + lanes; j += 64 / static_cast<std::int64_t>(sizeof(T))) {
+          prefetch(x.z + j);
+          if (x.g != nullptr)
+            prefetch(x.g + j);
+        }
 #pragma GCC unroll 16
       for (int v = 0; v < lanes / W; ++v)
         add(v, each.template operator()<Vec<A>>(x.at(i + v * W)));
@@ -50,17 +57,17 @@ template <class A, int K> struct LaneSums {
 };
 
 // Of a block: two passes in cache. Its mean, found in T's precision, is put right by what the deviations still sum to.
-template <class T> void channel_moments(const T *z, Runs runs, double *mean, double *m2) {
+template <class T> void channel_moments(const T *z, Runs runs, std::int64_t next, double *mean, double *m2) {
   using A = Accumulator<T>;
   LaneSums<A, 1> plain;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    plain.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length,
+    plain.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length, 0,
                   []<class V>(const Tensors<T> &x) { return Values<V, 1>{{get<V>(x.z)}}; });
   const auto count = static_cast<double>(runs.count * runs.length);
   const A centre = static_cast<A>(plain.total(0) / count);
   LaneSums<A, 2> rest;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    rest.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length,
+    rest.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length, next,
                  [&]<class V>(const Tensors<T> &x) {
                    const V d = get<V>(x.z) - centre;
                    return Values<V, 2>{{d, d * d}};
@@ -71,13 +78,13 @@ template <class T> void channel_moments(const T *z, Runs runs, double *mean, dou
 }
 
 template <class T, Slope kind, bool residual>
-void channel_products(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, double *sum,
-                      double *sum_xhat) {
+void channel_products(const Tensors<T> &x, Runs runs, std::int64_t next, const Terms<Accumulator<T>> &terms,
+                      double *sum, double *sum_xhat) {
   using A = Accumulator<T>;
   const A mean = *terms.mean, scale = *terms.scale, bias = *terms.bias;
   LaneSums<A, 2> sums;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    sums.add_run(x.at(run * runs.stride), runs.length, [&]<class V>(const Tensors<T> &at) {
+    sums.add_run(x.at(run * runs.stride), runs.length, next, [&]<class V>(const Tensors<T> &at) {
       const V z = get<V>(at.z);
       V t{}, added{};
       if constexpr (kind != Slope::identity) {
@@ -93,9 +100,11 @@ void channel_products(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>
 }
 
 template <class T>
-void channel_sums(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, double *sum, double *sum_xhat) {
-  specialise(x, terms.slope,
-             [&]<Slope kind, bool residual>() { channel_products<T, kind, residual>(x, runs, terms, sum, sum_xhat); });
+void channel_sums(const Tensors<T> &x, Runs runs, std::int64_t next, const Terms<Accumulator<T>> &terms, double *sum,
+                  double *sum_xhat) {
+  specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
+    channel_products<T, kind, residual>(x, runs, next, terms, sum, sum_xhat);
+  });
 }
 
 } // namespace wholebatch::WB_SET

@@ -112,6 +112,10 @@ template <bool exact, class T, class V> inline void put(T *p, V v, [[maybe_unuse
   }
 }
 
+// Into the second-level cache, ahead of its use: the processor's own look-ahead ends where a run does, and rests while
+// a block is gone over for the second time.
+template <class T> inline void prefetch(const T *p) { __builtin_prefetch(p, 0, 2); }
+
 // What is above 0 once it is stored as T: half of bfloat16's least number is the greatest that rounds to 0.
 template <class T> constexpr Accumulator<T> least_above = std::is_same_v<T, BFloat16> ? 0x1p-134f : 0;
 

@@ -55,12 +55,13 @@ template <class T> struct Tensors {
 template <class T> struct BatchNormKernels {
   using A = Accumulator<T>;
 
-  // Mean and M2 of each column, or of the channel, which has at least one element.
+  // Mean and M2 of each column, or of the channel, which has at least one element. next: how many elements further the
+  // next block of the channel begins, 0 if there is none; it is asked for meanwhile.
   void (*column_moments)(const T *z, Runs, double *mean, double *m2);
-  void (*channel_moments)(const T *z, Runs, double *mean, double *m2);
+  void (*channel_moments)(const T *z, Runs, std::int64_t next, double *mean, double *m2);
   // Adds the sums of dt and of dt * xhat to those given.
   void (*column_sums)(const Tensors<T> &, Runs, const Terms<A> &, double *sum, double *sum_xhat);
-  void (*channel_sums)(const Tensors<T> &, Runs, const Terms<A> &, double *sum, double *sum_xhat);
+  void (*channel_sums)(const Tensors<T> &, Runs, std::int64_t next, const Terms<A> &, double *sum, double *sum_xhat);
   // out = y. past: past the caches.
   void (*column_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
   void (*channel_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);

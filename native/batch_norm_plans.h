@@ -200,7 +200,7 @@ public:
     *mean = *m2 = 0;
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b) {
       double own_mean, own_m2;
-      kernels_.channel_moments(z + offset(group, b), runs(b), &own_mean, &own_m2);
+      kernels_.channel_moments(z + offset(group, b), runs(b), next(group, b), &own_mean, &own_m2);
       merge_into(1, before, elements(runs(b)), &own_mean, &own_m2, mean, m2);
       before += elements(runs(b));
     }
@@ -210,7 +210,7 @@ public:
             double *sum_xhat) const {
     *sum = *sum_xhat = 0;
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b)
-      kernels_.channel_sums(x.at(offset(group, b)), runs(b), terms.at(group), sum, sum_xhat);
+      kernels_.channel_sums(x.at(offset(group, b)), runs(b), next(group, b), terms.at(group), sum, sum_xhat);
   }
 
   void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
@@ -242,6 +242,10 @@ private:
   std::int64_t offset(std::int64_t group, std::int64_t block) const {
     const std::int64_t within = pieces_ > 1 ? begin_in_plane(block % pieces_) : 0;
     return (begin_plane(block) * shape_.channels + group) * shape_.inner + within;
+  }
+
+  std::int64_t next(std::int64_t group, std::int64_t block) const {
+    return block + 1 < blocks_ ? offset(group, block + 1) - offset(group, block) : 0;
   }
 
   Shape shape_;

@@ -17,6 +17,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "relax.h"
+
 namespace wholebatch {
 
 namespace {
@@ -27,14 +29,6 @@ constexpr int spins = 64;
 constexpr int yields = 2000; // about a millisecond on a free core
 constexpr std::int64_t late = 50'000;
 constexpr int crowded_waits = 1000;
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 std::int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())

@@ -10,6 +10,8 @@
 #include <chrono>
 #include <climits>
 
+#include "relax.h"
+
 namespace wholebatch {
 
 namespace {
@@ -20,14 +22,6 @@ constexpr int spins = 64;
 constexpr int yields = 5000; // one to two milliseconds on a free core
 constexpr auto late = std::chrono::microseconds(50);
 constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 } // namespace
 

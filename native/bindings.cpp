@@ -21,7 +21,7 @@ using namespace nb::literals;
 namespace wholebatch {
 
 void bind_batch_norm(nb::module_ &m); // batch_norm_bindings.cpp
-void bind_mailbox(nb::module_ &m); // mailbox_bindings.cpp
+void bind_mailbox(nb::module_ &m);    // mailbox_bindings.cpp
 
 namespace {
 

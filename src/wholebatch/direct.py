@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wholebatch.batch_norm import Call, find_gradients_differentiable
-from wholebatch.kernels.batch_norm import Affine, Native
+from wholebatch.kernels.batch_norm import Affine, Steps
 from wholebatch.moments import refuse_one_value
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.processes import Processes
@@ -26,7 +26,7 @@ def can_go_directly(
 ) -> bool:
     """Whether :func:`normalise_directly` serves; ``dtype`` is that of accumulation."""
     return (
-        isinstance(call.kernel, Native)
+        isinstance(call.kernel, Steps)
         and (call.sharing is None or isinstance(call.sharing, Processes))
         and isinstance(momentum, float)
         and _fits(running_mean, dtype)

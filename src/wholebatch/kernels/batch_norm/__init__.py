@@ -8,12 +8,14 @@ from wholebatch.kernels.batch_norm.kernel import Affine, Kernel, accumulation_dt
 from wholebatch.kernels.batch_norm.native import Native, serves
 from wholebatch.kernels.batch_norm.reference import Reference
 from wholebatch.kernels.batch_norm.statistics import find_rstd, move_running
+from wholebatch.kernels.batch_norm.steps import Steps
 
 __all__ = [
     "Affine",
     "Kernel",
     "Native",
     "Reference",
+    "Steps",
     "accumulation_dtype",
     "choose_kernel",
     "find_rstd",
@@ -24,8 +26,8 @@ REFERENCE = Reference()
 
 
 @functools.cache
-def _native() -> Native:
-    return Native()
+def _native() -> Steps:
+    return Steps()
 
 
 def choose_kernel(z: Tensor, mask: Tensor | None) -> Kernel:

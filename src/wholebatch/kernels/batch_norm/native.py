@@ -28,33 +28,33 @@ class Native:
     """
 
     def __init__(self) -> None:
-        self._native = load()
-        self._outputs = outputs()
+        self.native = load()
+        self.outputs = outputs()
 
     def moments(self, z: Tensor, mask: Tensor | None) -> Moments:
         assert mask is None
-        z, place = _place(z)
+        z, place = place_of(z)
         mean, m2 = _vectors(z, 2)
-        self._native.batch_norm_moments(*place, z.data_ptr(), mean.data_ptr(), m2.data_ptr())
-        return Moments(_count(place), mean, m2)
+        self.native.batch_norm_moments(*place, z.data_ptr(), mean.data_ptr(), m2.data_ptr())
+        return Moments(count_of(place), mean, m2)
 
     def apply(self, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
-        z, place = _place(z)
-        y = self._outputs.like(z)
+        z, place = place_of(z)
+        y = self.outputs.like(z)
         mean, rstd = mean.contiguous(), rstd.contiguous()
-        held, given = _given(z, affine)
-        self._native.batch_norm_apply(
+        held, given = hand_over(z, affine)
+        self.native.batch_norm_apply(
             *place, z.data_ptr(), *given, affine.slope, y.data_ptr(), mean.data_ptr(), rstd.data_ptr()
         )
         del held
         return y
 
     def forward(self, z: Tensor, eps: float, affine: Affine) -> tuple[Tensor, Moments, Tensor]:
-        z, place = _place(z)
-        y = self._outputs.like(z)
+        z, place = place_of(z)
+        y = self.outputs.like(z)
         mean, m2, rstd = _vectors(z, 3)
-        held, given = _given(z, affine)
-        self._native.batch_norm_forward(
+        held, given = hand_over(z, affine)
+        self.native.batch_norm_forward(
             *place,
             z.data_ptr(),
             *given,
@@ -66,15 +66,15 @@ class Native:
             rstd.data_ptr(),
         )
         del held
-        return y, Moments(_count(place), mean, m2), rstd
+        return y, Moments(count_of(place), mean, m2), rstd
 
     def sums(self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
-        z, place = _place(z)
-        g = _like(g, z)
+        z, place = place_of(z)
+        g = laid_as(g, z)
         mean, rstd = mean.contiguous(), rstd.contiguous()
         sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
-        held, given = _given(z, affine)
-        self._native.batch_norm_sums(
+        held, given = hand_over(z, affine)
+        self.native.batch_norm_sums(
             *place,
             z.data_ptr(),
             *given,
@@ -90,7 +90,7 @@ class Native:
     def input_gradient(
         self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, sums: Tensor | None, count: float
     ) -> tuple[Tensor, Tensor | None]:
-        run = self._native.batch_norm_input_gradient
+        run = self.native.batch_norm_input_gradient
         sums = None if sums is None else sums.contiguous()
         return self._differentiate(run, g, z, mean, rstd, affine, sums, count)
 
@@ -98,118 +98,8 @@ class Native:
         self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, count: float
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
-        dz, dresidual = self._differentiate(self._native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
+        dz, dresidual = self._differentiate(self.native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
         return dz, dresidual, sums
-
-    def train(
-        self,
-        z: Tensor,
-        eps: float,
-        affine: Affine,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-    ) -> tuple[Tensor, Tensor, int]:
-        """:meth:`forward`, with the statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved.
-
-        Returns:
-            ``(y, statistics, count)``.
-        """
-        z, place = _place(z)
-        y = self._outputs.like(z)
-        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
-        held, given = _given(z, affine)
-        self._native.batch_norm_train(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            y.data_ptr(),
-            eps,
-            statistics.data_ptr(),
-            _address(running_mean),
-            _address(running_var),
-            momentum,
-        )
-        del held
-        _tell_moved(running_mean, running_var)
-        return y, statistics, _count(place)
-
-    def begin(self, z: Tensor) -> tuple[Tensor, int]:
-        """``(statistics, count)`` of this part: ``(3, C)``, with mean and M2; rstd is left to :meth:`finish`."""
-        z, place = _place(z)
-        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
-        mean = statistics.data_ptr()
-        self._native.batch_norm_moments(*place, z.data_ptr(), mean, mean + place[2] * statistics.element_size())
-        return statistics, _count(place)
-
-    def finish(
-        self,
-        z: Tensor,
-        eps: float,
-        affine: Affine,
-        statistics: Tensor,
-        count: float,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-    ) -> Tensor:
-        """``y`` by the whole mini-batch's mean and M2; rstd is written, and running statistics are moved."""
-        z, place = _place(z)
-        y = self._outputs.like(z)
-        held, given = _given(z, affine)
-        self._native.batch_norm_finish(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            y.data_ptr(),
-            eps,
-            statistics.data_ptr(),
-            count,
-            _address(running_mean),
-            _address(running_var),
-            momentum,
-        )
-        del held
-        _tell_moved(running_mean, running_var)
-        return y
-
-    def find_sums(self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine) -> Tensor:
-        """:meth:`sums` from such statistics."""
-        return self.sums(g, z, statistics[0], statistics[2], affine)
-
-    def find_gradient(
-        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, whole: Tensor, count: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`input_gradient` from such statistics."""
-        return self.input_gradient(g, z, statistics[0], statistics[2], affine, whole, count)
-
-    def train_backward(
-        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """``(dz, dresidual, dweight, dbias)`` from the statistics of :meth:`train`; None for an input that is None."""
-        z, place = _place(z)
-        g = _like(g, z)
-        dz = self._outputs.like(z)
-        dresidual = None if affine.residual is None else self._outputs.like(z)
-        dweight = None if affine.weight is None else torch.empty_like(affine.weight)
-        dbias = None if affine.bias is None else torch.empty_like(affine.bias)
-        held, given = _given(z, affine)
-        self._native.batch_norm_train_backward(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            g.data_ptr(),
-            statistics.data_ptr(),
-            dz.data_ptr(),
-            _address(dresidual),
-            _address(dweight),
-            _address(dbias),
-        )
-        del held
-        return dz, dresidual, dweight, dbias
 
     def _differentiate(
         self,
@@ -222,12 +112,12 @@ class Native:
         sums: Tensor | None,
         count: float,
     ) -> tuple[Tensor, Tensor | None]:
-        z, place = _place(z)
-        g = _like(g, z)
+        z, place = place_of(z)
+        g = laid_as(g, z)
         mean, rstd = mean.contiguous(), rstd.contiguous()
-        dz = self._outputs.like(z)
-        dresidual = None if affine.residual is None else self._outputs.like(z)
-        held, given = _given(z, affine)
+        dz = self.outputs.like(z)
+        dresidual = None if affine.residual is None else self.outputs.like(z)
+        held, given = hand_over(z, affine)
         run(
             *place,
             z.data_ptr(),
@@ -236,10 +126,10 @@ class Native:
             g.data_ptr(),
             mean.data_ptr(),
             rstd.data_ptr(),
-            _address(sums),
+            address_of(sums),
             count,
             dz.data_ptr(),
-            _address(dresidual),
+            address_of(dresidual),
         )
         del held
         return dz, dresidual
@@ -288,7 +178,7 @@ def load() -> ModuleType:
 Place = tuple[int, int, int, int]
 
 
-def _place(z: Tensor) -> tuple[Tensor, Place]:
+def place_of(z: Tensor) -> tuple[Tensor, Place]:
     """``z``, copied where its layout is none of those that are served, and its storage and ``(n, channels, inner)``."""
     shape = z.shape
     channels = shape[1]
@@ -302,14 +192,15 @@ def _place(z: Tensor) -> tuple[Tensor, Place]:
         return z, (STORAGES[z.dtype], n, channels, inner)
     if z.dim() > 2 and z.movedim(1, -1).is_contiguous():
         return z, (STORAGES[z.dtype], z.numel() // channels, channels, 1)
-    return _place(torch.empty_like(z, memory_format=torch.contiguous_format).copy_(z))
+    return place_of(torch.empty_like(z, memory_format=torch.contiguous_format).copy_(z))
 
 
-def _count(place: Place) -> int:
+def count_of(place: Place) -> int:
+    """Elements of a channel."""
     return place[1] * place[3]
 
 
-def _like(x: Tensor, z: Tensor) -> Tensor:
+def laid_as(x: Tensor, z: Tensor) -> Tensor:
     """``x`` with its elements in memory as those of ``z`` are."""
     if x.stride() == z.stride() or (x.is_contiguous() and z.is_contiguous()):
         return x
@@ -321,18 +212,14 @@ def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
     return tuple(torch.empty(channels, dtype=dtype) for _ in range(count))
 
 
-def _tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
-    """Autograd has not seen that these were written to."""
-    torch.autograd.graph.increment_version([x for x in (running_mean, running_var) if x is not None])
-
-
-def _address(x: Tensor | None) -> int:
+def address_of(x: Tensor | None) -> int:
+    """Of the first element; 0: there is no such tensor."""
     return 0 if x is None else x.data_ptr()
 
 
-def _given(z: Tensor, affine: Affine) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int]]:
+def hand_over(z: Tensor, affine: Affine) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int]]:
     """The tensors, which must live as long as their addresses are used, and the addresses."""
-    residual = None if affine.residual is None else _like(affine.residual, z)
+    residual = None if affine.residual is None else laid_as(affine.residual, z)
     weight = None if affine.weight is None else affine.weight.contiguous()
     bias = None if affine.bias is None else affine.bias.contiguous()
-    return (residual, weight, bias), (_address(residual), _address(weight), _address(bias))
+    return (residual, weight, bias), (address_of(residual), address_of(weight), address_of(bias))

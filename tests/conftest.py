@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from wholebatch.kernels import native_available
 # (measured on four busy cores: 47 ms for a batch norm of 16 rows). The variable reaches the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell lets what it runs in the background ignore Ctrl-C, and the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and no deadline: a slow machine is no bug.
 settings.register_profile(

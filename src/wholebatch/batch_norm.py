@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.kernels.batch_norm import Affine, Kernel, Reference, find_rstd
+from wholebatch.kernels.batch_norm import Affine, Kernel, Reference, accumulation_dtype, find_rstd
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting, Sharing
 
@@ -184,7 +184,7 @@ def _statistics_differentiable(
     def counted(x: Tensor) -> Tensor:
         return x if mask is None else x.where(mask, x.new_zeros(()))
 
-    x = counted(z.to(torch.float64 if z.dtype == torch.float64 else torch.float32))
+    x = counted(z.to(accumulation_dtype(z.dtype)))
     mean = shared(x.sum(dims)) / max(count, 1)
     m2 = shared(counted(x - mean.view(wide)).square().sum(dims))
     return mean, Moments(count, mean, m2).rstd(eps)

@@ -129,17 +129,11 @@ def batch_norm(
             )
         call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
     visit = attend(layer, input.shape, training)
-    if (
-        training
-        and visit is None
-        and save is None
-        and can_go_directly(call, running_mean, running_var, momentum, dtype)
-        and PARTY.get() is None
-    ):
-        y = normalise_directly(call, input, weight, bias, residual, running_mean, running_var, momentum)
-        return y if function is None else function(y)
     party = PARTY.get() if training and (visit is None or not visit.replays) else None
-    if visit is None:
+    ordinary = training and visit is None and party is None and save is None
+    if ordinary and can_go_directly(call, running_mean, running_var, momentum, dtype):
+        y = normalise_directly(call, input, weight, bias, residual, running_mean, running_var, momentum)
+    elif visit is None:
         y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum, party)
     else:  # a checkpoint is open: what its first pass found is used again, and moved nothing but then
         call.moments = visit.moments
@@ -148,7 +142,7 @@ def batch_norm(
             y = _run(call, input, weight, bias, residual, mask, *running, momentum, party)
         visit.record(call.moments)
     if save is not None and y.requires_grad:
-        plan_output(y, input, call, weight, bias, residual, mask)
+        plan_output(y, input, call, Affine(weight, bias, residual, slope, mask))
     return _finish(y, function, mask)
 
 

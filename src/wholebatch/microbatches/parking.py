@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_iter
 
 from wholebatch.kernels.batch_norm.outputs import fresh
 from wholebatch.microbatches.host import Geometry, HostCopy, geometry, is_gone, reach, refer, view_as
+from wholebatch.recomputing import Held
 
 # Smaller storages stay: a copy takes some microseconds whatever its size, and a layer's vectors do not fill memory.
 _SMALL = 4096  # bytes
@@ -47,28 +48,6 @@ class _Packed:
 
     copy: HostCopy
     geometry: Geometry
-
-
-@dataclass(slots=True)
-class Held:
-    """A saved tensor that stays where it is. With hooks torch does not look any more whether it was changed since."""
-
-    tensor: Tensor
-    version: int
-
-    def get(self) -> Tensor:
-        """The tensor.
-
-        Raises:
-            RuntimeError: it was changed in place, as torch raises it.
-        """
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                f"a tensor {tuple(self.tensor.shape)} {self.tensor.dtype} that backward needs was changed in place: it "
-                f"was saved at version {self.version} and is at version {self.tensor._version}; clone it before the "
-                "change, or change it out of place"
-            )
-        return self.tensor
 
 
 class Lot:
@@ -209,7 +188,7 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _unpack(self, packed: _Packed | Held) -> Tensor:
         if isinstance(packed, Held):
-            return packed.get()
+            return packed.unpack()
         storage = packed.copy.load()
         self._lot.loaded[storage._cdata] = packed.copy
         return view_as(storage, packed.geometry)

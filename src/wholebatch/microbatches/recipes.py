@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from wholebatch.microbatches.host import Geometry, geometry, is_gone, plainly, refer, view_as
-from wholebatch.microbatches.parking import Held
 from wholebatch.microbatches.thread import autocast_devices
+from wholebatch.recomputing import Held
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -213,7 +213,7 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _unpack(packed: _Recipe | Held) -> Tensor:
     if isinstance(packed, Held):
-        return packed.get()
+        return packed.unpack()
     _make(packed.step)
     return _view(packed)
 

@@ -1,5 +1,6 @@
 """``save="input"``: what batch norm gave is formed again in backward instead of being kept."""
 
+from wholebatch.recomputing.held import Held
 from wholebatch.recomputing.scope import attach_scope, detach_scope, plan_output, saving_inputs
 
-__all__ = ["attach_scope", "detach_scope", "plan_output", "saving_inputs"]
+__all__ = ["Held", "attach_scope", "detach_scope", "plan_output", "saving_inputs"]

@@ -28,26 +28,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from wholebatch.batch_norm import Call
 from wholebatch.kernels.batch_norm import Affine, Kernel
+from wholebatch.recomputing.held import Held
 
 Key = tuple[Any, ...]
 
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class Kept:
-    """A tensor saved as it is. ``version`` is torch's count of changes in place: with hooks torch no longer looks."""
+@dataclass(slots=True, eq=False)
+class Kept(Held):
+    """A tensor saved as it is."""
 
-    tensor: Tensor
-    version: int
     plans: tuple[Plan, ...] = ()  # of what batch norm made of it
-
-    def unpack(self) -> Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                f"a tensor {tuple(self.tensor.shape)} {self.tensor.dtype} that backward needs was changed in place: it "
-                f"was saved at version {self.version} and is at version {self.tensor._version}; clone it before the "
-                "change, or change it out of place"
-            )
-        return self.tensor
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -141,22 +131,14 @@ class Scope:
             return None
         return Recipe(input, plan, x.size(), x.stride(), offset)
 
-    def plan(
-        self,
-        y: Tensor,
-        z: Tensor,
-        call: Call,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-    ) -> None:
+    def plan(self, y: Tensor, z: Tensor, call: Call, affine: Affine) -> None:
         """Note how ``y`` is formed again, if that needs nothing which the graph does not hold already."""
         if call.statistics is None:
             return  # done by torch's operations one by one, which save what they need
         input = self.find_kept(z)
         if input is None:
             return  # there is no graph, or other hooks have taken what it saved
+        weight, bias, residual, slope, mask = affine
         held = None
         if residual is not None:
             held = self.find_kept(residual) or (self.find_recipe(residual) if _is_plain(residual) else None)
@@ -170,7 +152,7 @@ class Scope:
         plan = Plan(
             weakref.ref(input),
             call.kernel,
-            call.slope,
+            slope,
             # Copies: sharded parameters are gone when the derivative of the next layer asks for the output, and running
             # statistics may have moved.
             (mean.clone(), rstd.clone()),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from wholebatch.batch_norm import Call
+from wholebatch.kernels.batch_norm import Affine
 from wholebatch.recomputing.recipes import Scope, unpack
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("wholebatch.recomputing", default=None)
@@ -72,19 +73,11 @@ def _tell_old_torch() -> None:
     )
 
 
-def plan_output(
-    y: Tensor,
-    z: Tensor,
-    call: Call,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> None:
+def plan_output(y: Tensor, z: Tensor, call: Call, affine: Affine) -> None:
     """After a call of batch norm that gave ``y``: in a scope, whoever saves ``y`` gets a recipe instead."""
     scope = _SCOPE.get()
     if scope is not None:
-        scope.plan(y, z, call, weight, bias, residual, mask)
+        scope.plan(y, z, call, affine)
 
 
 # A module's calls that are under way, the innermost last.

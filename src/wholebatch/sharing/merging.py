@@ -19,13 +19,9 @@ def merge_moments(gathered: Tensor, like: Tensor) -> Moments:
     """The moments of all ranks together, as ``like`` ``(C,)``. A rank of count 0 leaves no trace."""
     if not gathered.is_cpu or not native_available():
         return merge_moments_torch(gathered, like)
-    ranks, channels = gathered.shape[0], like.shape[0]
-    mean = torch.empty(channels, dtype=like.dtype)
-    m2 = torch.empty_like(mean)
-    wide = like.dtype == torch.float64
-    address = gathered.data_ptr()
-    count = native_module().merge_moments(address, ranks, channels, mean.data_ptr(), m2.data_ptr(), wide)
-    return Moments(count, mean, m2) if like.is_cpu else Moments(count, mean.to(like), m2.to(like))
+    out = torch.empty((2, like.shape[0]), dtype=like.dtype)
+    count = merge_into(gathered, out)
+    return Moments(count, *out.to(like.device))
 
 
 def merge_into(gathered: Tensor, out: Tensor) -> float:

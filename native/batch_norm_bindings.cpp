@@ -23,7 +23,7 @@ enum class Storage { float32, float64, bfloat16 };
 
 template <class T> T *at(Address address) { return reinterpret_cast<T *>(address); }
 
-// What all six take: the storage dtype, (n, channels, inner), and addresses of which those that are not there are 0.
+// What they take: the storage dtype, (n, channels, inner), and addresses of which those that are not there are 0.
 struct Part {
   Storage storage;
   Shape shape;
@@ -119,19 +119,10 @@ void bind_batch_norm(nb::module_ &m) {
       job.apply(at<const A>(mean), at<const A>(rstd));
     });
   });
+  // Moments, apply and what follows, in one call: statistics is (3, channels), mean, M2 and rstd.
   m.def("batch_norm_forward", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
                                  Address residual, Address weight, Address bias, double slope, Address y, double eps,
-                                 Address mean, Address m2, Address rstd) {
-    const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, residual, 0, y, 0, weight, bias, slope};
-    run(part, [&]<class T>(const BatchNorm<T> &job) {
-      using A = Accumulator<T>;
-      job.forward(static_cast<A>(eps), at<A>(mean), at<A>(m2), at<A>(rstd));
-    });
-  });
-  // The forward pass and what follows it, in one call: statistics is (3, channels), mean, M2 and rstd.
-  m.def("batch_norm_train", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
-                               Address residual, Address weight, Address bias, double slope, Address y, double eps,
-                               Address statistics, Address running_mean, Address running_var, double momentum) {
+                                 Address statistics, Address running_mean, Address running_var, double momentum) {
     const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, residual, 0, y, 0, weight, bias, slope};
     run(part, [&]<class T>(const BatchNorm<T> &job) {
       using A = Accumulator<T>;
@@ -161,17 +152,6 @@ void bind_batch_norm(nb::module_ &m) {
             job.input_gradient(at<const A>(mean), at<const A>(rstd), at<const A>(sums), count);
           });
         });
-  m.def("batch_norm_backward", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
-                                  Address residual, Address weight, Address bias, double slope, Address g, Address mean,
-                                  Address rstd, Address sums, double count, Address dz, Address dresidual) {
-    const Part part{
-        static_cast<Storage>(storage), {n, channels, inner}, z, residual, g, dz, dresidual, weight, bias, slope};
-    run(part, [&]<class T>(const BatchNorm<T> &job) {
-      using A = Accumulator<T>;
-      job.backward(at<const A>(mean), at<const A>(rstd), count, at<A>(sums));
-    });
-  });
-
   // The rest of it where others share the mini-batch: statistics holds mean and M2 of the whole, count its elements.
   m.def("batch_norm_finish", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
                                 Address residual, Address weight, Address bias, double slope, Address y, double eps,
@@ -186,18 +166,17 @@ void bind_batch_norm(nb::module_ &m) {
       move_both<A>(channels, mean, count, static_cast<A>(momentum), at<A>(running_mean), at<A>(running_var));
     });
   });
-  // The backward pass after batch_norm_train, with the two sums where they are wanted.
-  m.def("batch_norm_train_backward",
+  // Sums and input gradient in one call; the sums go where they are wanted.
+  m.def("batch_norm_backward",
         [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z, Address residual,
-           Address weight, Address bias, double slope, Address g, Address statistics, Address dz, Address dresidual,
-           Address dweight, Address dbias) {
+           Address weight, Address bias, double slope, Address g, Address mean, Address rstd, double count, Address dz,
+           Address dresidual, Address dweight, Address dbias) {
           const Part part{
               static_cast<Storage>(storage), {n, channels, inner}, z, residual, g, dz, dresidual, weight, bias, slope};
           run(part, [&]<class T>(const BatchNorm<T> &job) {
             using A = Accumulator<T>;
-            const A *mean = at<const A>(statistics);
             std::vector<A> sums(static_cast<std::size_t>(2 * channels));
-            job.backward(mean, mean + 2 * channels, static_cast<double>(part.shape.count()), sums.data());
+            job.backward(at<const A>(mean), at<const A>(rstd), count, sums.data());
             if (dbias != 0)
               std::copy_n(sums.data(), channels, at<A>(dbias));
             if (dweight != 0)

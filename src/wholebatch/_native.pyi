@@ -33,10 +33,6 @@ def batch_norm_apply(
 ) -> None: ...  # fmt: skip
 def batch_norm_forward(
     storage: int, n: int, channels: int, inner: int,
-    z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, mean: int, m2: int, rstd: int, /,
-) -> None: ...  # fmt: skip
-def batch_norm_train(
-    storage: int, n: int, channels: int, inner: int,
     z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, statistics: int,
     running_mean: int, running_var: int, momentum: float, /,
 ) -> None: ...  # fmt: skip
@@ -44,11 +40,6 @@ def batch_norm_finish(
     storage: int, n: int, channels: int, inner: int,
     z: int, residual: int, weight: int, bias: int, slope: float, y: int, eps: float, statistics: int, count: float,
     running_mean: int, running_var: int, momentum: float, /,
-) -> None: ...  # fmt: skip
-def batch_norm_train_backward(
-    storage: int, n: int, channels: int, inner: int,
-    z: int, residual: int, weight: int, bias: int, slope: float, g: int, statistics: int, dz: int, dresidual: int,
-    dweight: int, dbias: int, /,
 ) -> None: ...  # fmt: skip
 def batch_norm_sums(
     storage: int, n: int, channels: int, inner: int,
@@ -61,8 +52,8 @@ def batch_norm_input_gradient(
 ) -> None: ...  # fmt: skip
 def batch_norm_backward(
     storage: int, n: int, channels: int, inner: int,
-    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int,
-    count: float, dz: int, dresidual: int, /,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int,
+    count: float, dz: int, dresidual: int, dweight: int, dbias: int, /,
 ) -> None: ...  # fmt: skip
 
 class _Network(Generic[T]):

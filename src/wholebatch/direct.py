@@ -91,7 +91,7 @@ class _Direct(torch.autograd.Function):
             dz, dt, (dbias, dweight) = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
         elif call.sharing is None:
             kernel: Any = call.kernel
-            dz, dt, dweight, dbias = kernel.train_backward(g, z, statistics, affine)
+            dz, dt, dweight, dbias = kernel.train_backward(g, z, statistics, affine, ctx.count)
         else:
             dz, dt, (dbias, dweight) = _find_shared_gradients(g, z, affine, call, ctx.count, statistics)
         return (

@@ -50,9 +50,27 @@ class Native:
         return y
 
     def forward(self, z: Tensor, eps: float, affine: Affine) -> tuple[Tensor, Moments, Tensor]:
+        y, statistics, count = self.train(z, eps, affine, None, None, 0.0)
+        mean, m2, rstd = statistics.unbind()
+        return y, Moments(count, mean, m2), rstd
+
+    def train(
+        self,
+        z: Tensor,
+        eps: float,
+        affine: Affine,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+    ) -> tuple[Tensor, Tensor, int]:
+        """:meth:`forward` with its statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved.
+
+        Returns:
+            ``(y, statistics, count)``.
+        """
         z, place = place_of(z)
         y = self.outputs.like(z)
-        mean, m2, rstd = _vectors(z, 3)
+        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
         held, given = hand_over(z, affine)
         self.native.batch_norm_forward(
             *place,
@@ -61,28 +79,27 @@ class Native:
             affine.slope,
             y.data_ptr(),
             eps,
-            mean.data_ptr(),
-            m2.data_ptr(),
-            rstd.data_ptr(),
+            statistics.data_ptr(),
+            address_of(running_mean),
+            address_of(running_var),
+            momentum,
         )
         del held
-        return y, Moments(count_of(place), mean, m2), rstd
+        tell_moved(running_mean, running_var)
+        return y, statistics, count_of(place)
 
     def sums(self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        return self.sums_at(g, z, mean.data_ptr(), rstd.data_ptr(), affine)
+
+    def sums_at(self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine) -> Tensor:
+        """:meth:`sums` with mean and rstd by their addresses."""
         z, place = place_of(z)
         g = laid_as(g, z)
-        mean, rstd = mean.contiguous(), rstd.contiguous()
-        sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
+        sums = torch.empty((2, place[2]), dtype=accumulation_dtype(z.dtype))
         held, given = hand_over(z, affine)
         self.native.batch_norm_sums(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            g.data_ptr(),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            sums.data_ptr(),
+            *place, z.data_ptr(), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr()
         )
         del held
         return sums
@@ -90,31 +107,48 @@ class Native:
     def input_gradient(
         self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, sums: Tensor | None, count: float
     ) -> tuple[Tensor, Tensor | None]:
-        run = self.native.batch_norm_input_gradient
+        mean, rstd = mean.contiguous(), rstd.contiguous()
         sums = None if sums is None else sums.contiguous()
-        return self._differentiate(run, g, z, mean, rstd, affine, sums, count)
+        return self.gradient_at(g, z, mean.data_ptr(), rstd.data_ptr(), affine, address_of(sums), count)
 
     def backward(
         self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine, count: float
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        sums = torch.empty(2, z.shape[1], dtype=accumulation_dtype(z.dtype))
-        dz, dresidual = self._differentiate(self.native.batch_norm_backward, g, z, mean, rstd, affine, sums, count)
+        sums = torch.empty((2, z.shape[1]), dtype=accumulation_dtype(z.dtype))
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        dbias = sums.data_ptr()
+        wanted = dbias + z.shape[1] * sums.element_size(), dbias
+        dz, dresidual = self.backward_at(g, z, mean.data_ptr(), rstd.data_ptr(), affine, count, *wanted)
         return dz, dresidual, sums
+
+    def backward_at(
+        self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine, count: float, dweight: int, dbias: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`backward` by addresses; the sums go to ``dweight`` and ``dbias`` where these are not 0."""
+        return self._differentiate(
+            self.native.batch_norm_backward, g, z, mean, rstd, affine, (count,), (dweight, dbias)
+        )
+
+    def gradient_at(
+        self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine, sums: int, count: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`input_gradient` by addresses."""
+        return self._differentiate(self.native.batch_norm_input_gradient, g, z, mean, rstd, affine, (sums, count), ())
 
     def _differentiate(
         self,
         run: Callable[..., None],
         g: Tensor,
         z: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
+        mean: int,
+        rstd: int,
         affine: Affine,
-        sums: Tensor | None,
-        count: float,
+        before: tuple[float, ...],
+        after: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
+        """``before`` and ``after`` are ``run``'s arguments on either side of dz and dresidual."""
         z, place = place_of(z)
         g = laid_as(g, z)
-        mean, rstd = mean.contiguous(), rstd.contiguous()
         dz = self.outputs.like(z)
         dresidual = None if affine.residual is None else self.outputs.like(z)
         held, given = hand_over(z, affine)
@@ -124,12 +158,12 @@ class Native:
             *given,
             affine.slope,
             g.data_ptr(),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            address_of(sums),
-            count,
+            mean,
+            rstd,
+            *before,
             dz.data_ptr(),
             address_of(dresidual),
+            *after,
         )
         del held
         return dz, dresidual
@@ -210,6 +244,11 @@ def laid_as(x: Tensor, z: Tensor) -> Tensor:
 def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
     dtype, channels = accumulation_dtype(z.dtype), z.shape[1]
     return tuple(torch.empty(channels, dtype=dtype) for _ in range(count))
+
+
+def tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    """Autograd has not seen that these were written to."""
+    torch.autograd.graph.increment_version([x for x in (running_mean, running_var) if x is not None])
 
 
 def address_of(x: Tensor | None) -> int:

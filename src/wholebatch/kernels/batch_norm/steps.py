@@ -10,45 +10,11 @@ import torch
 from torch import Tensor
 
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
-from wholebatch.kernels.batch_norm.native import Native, address_of, count_of, hand_over, laid_as, place_of
+from wholebatch.kernels.batch_norm.native import Native, address_of, count_of, hand_over, place_of, tell_moved
 
 
 class Steps(Native):
     """The compiled kernels, and whole steps by them."""
-
-    def train(
-        self,
-        z: Tensor,
-        eps: float,
-        affine: Affine,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-    ) -> tuple[Tensor, Tensor, int]:
-        """:meth:`forward`, with the statistics in one ``(3, C)`` (mean, M2, rstd), and running statistics moved.
-
-        Returns:
-            ``(y, statistics, count)``.
-        """
-        z, place = place_of(z)
-        y = self.outputs.like(z)
-        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
-        held, given = hand_over(z, affine)
-        self.native.batch_norm_train(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            y.data_ptr(),
-            eps,
-            statistics.data_ptr(),
-            address_of(running_mean),
-            address_of(running_var),
-            momentum,
-        )
-        del held
-        _tell_moved(running_mean, running_var)
-        return y, statistics, count_of(place)
 
     def begin(self, z: Tensor) -> tuple[Tensor, int]:
         """``(statistics, count)`` of this part: ``(3, C)``, with mean and M2; rstd is left to :meth:`finish`."""
@@ -87,77 +53,31 @@ class Steps(Native):
             momentum,
         )
         del held
-        _tell_moved(running_mean, running_var)
+        tell_moved(running_mean, running_var)
         return y
 
     def find_sums(self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine) -> Tensor:
         """:meth:`sums` from such statistics."""
-        z, place = place_of(z)
-        g = laid_as(g, z)
-        sums = torch.empty((2, place[2]), dtype=statistics.dtype)
-        mean = statistics.data_ptr()
-        rstd = mean + 2 * place[2] * statistics.element_size()
-        held, given = hand_over(z, affine)
-        self.native.batch_norm_sums(
-            *place, z.data_ptr(), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr()
-        )
-        del held
-        return sums
+        return self.sums_at(g, z, *_addresses(statistics), affine)
 
     def find_gradient(
         self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, whole: Tensor, count: float
     ) -> tuple[Tensor, Tensor | None]:
         """:meth:`input_gradient` from such statistics; ``whole`` is contiguous."""
-        z, place = place_of(z)
-        g = laid_as(g, z)
-        dz = self.outputs.like(z)
-        dresidual = None if affine.residual is None else self.outputs.like(z)
-        mean = statistics.data_ptr()
-        rstd = mean + 2 * place[2] * statistics.element_size()
-        held, given = hand_over(z, affine)
-        self.native.batch_norm_input_gradient(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            g.data_ptr(),
-            mean,
-            rstd,
-            whole.data_ptr(),
-            count,
-            dz.data_ptr(),
-            address_of(dresidual),
-        )
-        del held
-        return dz, dresidual
+        return self.gradient_at(g, z, *_addresses(statistics), affine, whole.data_ptr(), count)
 
     def train_backward(
-        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine
+        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, count: float
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """``(dz, dresidual, dweight, dbias)`` from the statistics of :meth:`train`; None for an input that is None."""
-        z, place = place_of(z)
-        g = laid_as(g, z)
-        dz = self.outputs.like(z)
-        dresidual = None if affine.residual is None else self.outputs.like(z)
         dweight = None if affine.weight is None else torch.empty_like(affine.weight)
         dbias = None if affine.bias is None else torch.empty_like(affine.bias)
-        held, given = hand_over(z, affine)
-        self.native.batch_norm_train_backward(
-            *place,
-            z.data_ptr(),
-            *given,
-            affine.slope,
-            g.data_ptr(),
-            statistics.data_ptr(),
-            dz.data_ptr(),
-            address_of(dresidual),
-            address_of(dweight),
-            address_of(dbias),
-        )
-        del held
+        wanted = address_of(dweight), address_of(dbias)
+        dz, dresidual = self.backward_at(g, z, *_addresses(statistics), affine, count, *wanted)
         return dz, dresidual, dweight, dbias
 
 
-def _tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
-    """Autograd has not seen that these were written to."""
-    torch.autograd.graph.increment_version([x for x in (running_mean, running_var) if x is not None])
+def _addresses(statistics: Tensor) -> tuple[int, int]:
+    """Of mean and of rstd."""
+    mean = statistics.data_ptr()
+    return mean, mean + 2 * statistics.shape[1] * statistics.element_size()

@@ -60,8 +60,9 @@ def batch_norm_op(
     y, mean, rstd = normalise(z, Affine(weight, bias, residual, slope, mask), call)
     assert call.moments is not None
     call.moments.check(z.shape)
-    # Operators may not give out two views of the same storage, and moments are often packed together.
-    return y, mean.clone(), call.moments.m2.clone(), rstd, torch.tensor(float(call.moments.count), dtype=torch.float64)
+    # Operators give out whole tensors, no two on one storage; kernels pack the moments and rstd into one.
+    mean, m2, rstd = mean.clone(), call.moments.m2.clone(), rstd.clone()
+    return y, mean, m2, rstd, torch.tensor(float(call.moments.count), dtype=torch.float64)
 
 
 @batch_norm_op.register_fake

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
 
 class HostCopy:
@@ -96,16 +95,17 @@ def _view(storage: UntypedStorage) -> Tensor:
 class plainly:
     """Context in which only bytes are moved: no autograd, nobody watches."""
 
-    __slots__ = ("_contexts",)
+    __slots__ = ("_graded", "_unwatched")
 
     def __enter__(self) -> None:
-        self._contexts = (torch.no_grad(), _disable_current_modes())
-        for context in self._contexts:
-            context.__enter__()
+        self._graded = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        # Popping the modes one by one, as torch's own context does, takes ten times as long as what is done within.
+        self._unwatched = torch._C._DisableTorchDispatch()  # type: ignore[attr-defined]
 
     def __exit__(self, *raised: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*raised)
+        del self._unwatched
+        torch._C._set_grad_enabled(self._graded)
 
 
 @cache

@@ -21,10 +21,10 @@ from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from wholebatch.kernels.batch_norm.outputs import fresh
 from wholebatch.microbatches.host import Geometry, HostCopy, geometry, is_gone, reach, refer, view_as
+from wholebatch.microbatches.trees import tensors_in, written_by
 from wholebatch.recomputing import Held
 
 # Smaller storages stay: a copy takes some microseconds whatever its size, and a layer's vectors do not fill memory.
@@ -98,21 +98,24 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         before = set()
-        for x in tree_iter((args, kwargs)):
-            if isinstance(x, Tensor) and x.layout == torch.strided:
-                owned = self._lot.find(x)
-                before.add(x.untyped_storage()._cdata)
-                if owned is not None and owned.emptied:  # another part's, which waits
-                    self._lot.fill(owned)
-                    owned.shared = True
+        for x in tensors_in((*args, *kwargs.values())):
+            if x.layout != torch.strided:
+                continue
+            key = x.untyped_storage()._cdata
+            before.add(key)
+            owned = self._lot.owned.get(key)
+            if owned is not None and owned.emptied:  # another part's, which waits
+                self._lot.fill(owned)
+                owned.shared = True
         result = func(*args, **kwargs)
         if func._schema.is_mutable:
             self._note_changes(func, args, kwargs)
-        for y in tree_iter(result):
-            if isinstance(y, Tensor) and y.layout == torch.strided:
-                storage = y.untyped_storage()
-                if storage._cdata not in before and storage._cdata not in self._lot.owned:
-                    self._own_up(storage)
+        for y in tensors_in((result,)):
+            if y.layout != torch.strided:
+                continue
+            storage = y.untyped_storage()
+            if storage._cdata not in before and storage._cdata not in self._lot.owned:
+                self._own_up(storage)
         return result
 
     def keep(self, x: Tensor) -> Callable[[], Tensor]:
@@ -169,14 +172,11 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_changes(self, func: Any, args: Any, kwargs: Any) -> None:
         """Copies of what an operation has written to are out of date."""
-        for number, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                value = args[number] if number < len(args) else kwargs.get(argument.name)
-                for x in tree_iter(value):
-                    owned = self._lot.find(x) if isinstance(x, Tensor) else None
-                    if owned is not None:
-                        owned.copy = None
-                        owned.size = x.untyped_storage().nbytes()
+        for x in tensors_in(written_by(func, args, kwargs)):
+            owned = self._lot.find(x)
+            if owned is not None:
+                owned.copy = None
+                owned.size = x.untyped_storage().nbytes()
 
     def _pack(self, x: Tensor) -> _Packed | Held:
         owned = self._lot.find(x) if x.layout == torch.strided and type(x) is Tensor else None

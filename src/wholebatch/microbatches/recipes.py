@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from wholebatch.microbatches.host import Geometry, geometry, is_gone, plainly, refer, view_as
 from wholebatch.microbatches.thread import autocast_devices
+from wholebatch.microbatches.trees import tensors_in, written_by
 from wholebatch.recomputing import Held
 
 
@@ -109,22 +111,17 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written = [
-            args[number] if number < len(args) else kwargs.get(argument.name)
-            for number, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
+        written = written_by(func, args, kwargs) if func._schema.is_mutable else []
         if not _can_be_repeated(func):
             result = func(*args, **kwargs)
-            for x in tree_iter(written):
-                if isinstance(x, Tensor):
-                    self._origins.pop(x.untyped_storage()._cdata, None)
+            for x in tensors_in(written):
+                self._origins.pop(x.untyped_storage()._cdata, None)
             return result
         if written:
             return self._change(func, args, kwargs, written)
-        inputs = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if _plain(x)}
+        inputs = {x.untyped_storage()._cdata for x in tensors_in((*args, *kwargs.values())) if _plain(x)}
         result = func(*args, **kwargs)
-        made = [y for y in tree_iter(result) if isinstance(y, Tensor)]
+        made = list(tensors_in((result,)))
         if all(_plain(y) for y in made) and not any(y.untyped_storage()._cdata in inputs for y in made):
             self._write_down(func, args, kwargs, made)
         return result
@@ -170,7 +167,7 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """An operation that writes to its arguments: a recipe where it is one tensor, and all of its storage."""
         x = written[0]
         origin = self._find(x) if len(written) == 1 and _plain(x) else None
-        keys = [t.untyped_storage()._cdata for t in tree_iter(written) if isinstance(t, Tensor)]
+        keys = [t.untyped_storage()._cdata for t in tensors_in(written)]
         for key in keys:  # those who need it as it was get a copy
             for ingredient in self._ingredients.pop(key, ()):
                 with plainly():
@@ -248,7 +245,7 @@ def _make(step: _Step) -> None:
             else:
                 result = now.run(*args, **kwargs)
             now.section.done.add(now)
-            now.values = [y for y in tree_iter(result) if isinstance(y, Tensor)]
+            now.values = list(tensors_in((result,)))
 
 
 def _is_source(x: Any) -> bool:
@@ -273,6 +270,7 @@ _REPEATABLE = ("aten", "torchvision")
 _UNDEFINED = ("empty", "new_empty", "resize", "set_")  # contents that others write, unseen
 
 
+@cache
 def _can_be_repeated(func: Any) -> bool:
     """Whether an operation gives the same again for the same inputs, and does nothing else."""
     name = func._schema.name.partition("::")[2]

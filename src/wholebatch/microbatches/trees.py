@@ -6,7 +6,7 @@ What torch's pytrees know is followed (tuples, lists, dicts, named tuples, regis
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -102,3 +102,24 @@ def _rebuild(old: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         object.__setattr__(new, name, value)
     return new
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, where only lists and tuples nest.
+
+    Whatever watches each operation does this twice for it; torch's general walk takes four times as long.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Those of an operator's arguments that it writes to."""
+    return [
+        args[number] if number < len(args) else kwargs.get(argument.name)
+        for number, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]

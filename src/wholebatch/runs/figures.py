@@ -1,58 +1,22 @@
-"""The report's pictures as plotly figures. The reader's browser chooses a light or a dark template.
-
-plotly.js reads text as a small HTML of its own (``<b>``, ``<a href>``), so every string from outside goes through
-:func:`plain`, which leaves nothing but characters; hover templates are fixed and take values from ``customdata``.
-"""
+"""The pictures of a run's report."""
 
 from __future__ import annotations
 
-import html
-import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
 
+from wholebatch.pages.pictures import Picture, arrange, plain, short
 from wholebatch.runs.evaluation import Confusion, Labels, Residuals, Values
 from wholebatch.runs.recording import Recording
 
-MOST_TICK = 14
 MOST_COUNTED = 25
 """Classes up to which the numbers stand in a confusion matrix's cells; of more, they are seen on hover."""
 MOST_OUTPUTS = 6
 MOST_LABELS = 40
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, what it shows in words, and its shape: ``wide``, ``half`` or ``square``; ``height`` in CSS pixels."""
-
-    name: str
-    title: str
-    words: str
-    figure: go.Figure
-    shape: str = "half"
-    height: int = 320
-
-    def as_json(self) -> Any:
-        """The plotly.js form: ``data`` and ``layout``, as plain values."""
-        value = json.loads(self.figure.to_json())
-        value["layout"].pop("template", None)
-        return value
-
-
-def plain(text: str) -> str:
-    """``text`` so that plotly.js shows it as it is: no tags, no entities, no formula between dollar signs."""
-    return html.escape(" ".join(text.split()), quote=False).replace("$", "&#36;")
-
-
-def short(text: str, most: int = MOST_TICK) -> str:
-    """The same for an axis, cut to ``most`` characters."""
-    text = " ".join(text.split())
-    return plain(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def draw(recording: Recording) -> dict[str, list[Picture]]:
@@ -65,81 +29,6 @@ def draw(recording: Recording) -> dict[str, list[Picture]]:
     else:
         result = [_labels(evaluation)]
     return {"result": result, "learning": _learning(recording)}
-
-
-def templates() -> dict[str, Any]:
-    """``light`` and ``dark``: plotly.js templates."""
-    light = _template(
-        *(
-            "#1f2430",
-            "#5b6472",
-            "#e3e6eb",
-            "#ffffff",
-            ["#2563c9", "#c2570c", "#0d7a5f"],
-            "#f3f5f8",
-            "#d3e2fa",
-            "#184a9e",
-        )
-    )
-    dark = _template(
-        *(
-            "#e8eaee",
-            "#a2abb8",
-            "#323a46",
-            "#1a1f27",
-            ["#7fb0ff", "#ffab6b", "#5fd0ac"],
-            "#212832",
-            "#2b4368",
-            "#9cc3ff",
-        )
-    )
-    return {"light": light, "dark": dark}
-
-
-def _template(
-    text: str, faint: str, grid: str, surface: str, colors: list[str], empty: str, tint: str, strong: str
-) -> dict[str, Any]:
-    axis = {
-        "gridcolor": grid,
-        "linecolor": grid,
-        "zerolinecolor": grid,
-        "tickcolor": grid,
-        "tickfont": {"color": faint},
-        "title": {"font": {"color": faint, "size": 12.5}},
-    }
-    return {
-        "layout": {
-            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12.5, "color": text},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "colorway": colors,
-            "xaxis": axis,
-            "yaxis": axis,
-            "hoverlabel": {"bgcolor": surface, "bordercolor": grid, "font": {"color": text}, "align": "left"},
-            "legend": {"font": {"color": text}},
-            "annotationdefaults": {"font": {"color": faint}},
-            "shapedefaults": {"line": {"color": faint}},
-        },
-        "data": {
-            # A share of 2 % is an error that should be seen, so the scale leaves the surface early.
-            "heatmap": [{"type": "heatmap", "colorscale": [[0, empty], [0.0001, tint], [1, strong]]}],
-        },
-    }
-
-
-def _layout(**more: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "autosize": True,
-        "margin": {"l": 8, "r": 14, "t": 48, "b": 8},
-        "legend": {"orientation": "h", "x": 0, "y": 1.09, "yanchor": "bottom"},
-        "hovermode": "x unified",
-        "xaxis": {"automargin": True},
-        "yaxis": {"automargin": True},
-        "dragmode": False,
-    }
-    for name, value in more.items():
-        base[name] = {**base[name], **value} if isinstance(base.get(name), dict) else value
-    return base
 
 
 def _learning(recording: Recording) -> list[Picture]:
@@ -162,7 +51,7 @@ def _learning(recording: Recording) -> list[Picture]:
 
     def layout(title: str) -> dict[str, Any]:
         axis = {"title": {"text": "epoch"}, "rangemode": "tozero", "hoverformat": "d"}
-        made = _layout(xaxis=axis, yaxis={"title": {"text": title}})
+        made = arrange(xaxis=axis, yaxis={"title": {"text": title}})
         if recording.best_epoch is not None:
             line = {
                 "type": "line",
@@ -232,7 +121,7 @@ def _confusion(evaluation: Confusion) -> Picture:
         "ticks": "",
         "tickfont": {"size": 12 if counted else 9},
     }
-    layout = _layout(
+    layout = arrange(
         xaxis={**ticks, "title": {"text": "predicted"}, "side": "top"},
         yaxis={**ticks, "title": {"text": "true"}, "autorange": "reversed"},
         hovermode="closest",
@@ -260,7 +149,7 @@ def _residuals(values: Values, index: int) -> list[Picture]:
         customdata=[p - t for t, p in zip(values.shown_true, values.shown_predicted, strict=True)],
         hovertemplate="true %{x:.5g}<br>predicted %{y:.5g}<br>residual %{customdata:.4g}<extra></extra>",
     )
-    layout = _layout(
+    layout = arrange(
         xaxis={"title": {"text": f"true {name}"}},
         yaxis={"title": {"text": f"predicted {name}"}},
         hovermode="closest",
@@ -277,7 +166,7 @@ def _residuals(values: Values, index: int) -> list[Picture]:
         hovertemplate="%{customdata[0]:.4g} to %{customdata[1]:.4g}<br>%{y:,} rows<extra></extra>",
         marker={"line": {"width": 0}},
     )
-    bar_layout = _layout(
+    bar_layout = arrange(
         xaxis={"title": {"text": "predicted − true"}},
         yaxis={"title": {"text": "rows"}},
         hovermode="closest",
@@ -327,7 +216,7 @@ def _labels(evaluation: Labels) -> Picture:
         )
     ]
     ticks: Sequence[str] = [short(label.name, 20) for label in labels]
-    layout = _layout(
+    layout = arrange(
         xaxis={"range": [-0.02, 1.03]},
         yaxis={"tickvals": places, "ticktext": ticks, "autorange": "reversed", "zeroline": False},
         hovermode="closest",

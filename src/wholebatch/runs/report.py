@@ -19,7 +19,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from wholebatch.files import write
-from wholebatch.runs.figures import draw, templates
+from wholebatch.pages.pictures import templates
+from wholebatch.runs.figures import draw
 from wholebatch.runs.recording import LayerRecord, Recording
 
 PAGE = resources.files("wholebatch.runs") / "page"

@@ -1,0 +1,1 @@
+"""What self-contained HTML pages are made of: pictures, sections, and the page around them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from wholebatch.commands.edge import Interrupted, explain
+from wholebatch.commands.folders import name_new
 from wholebatch.commands.options import Sizes
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ def train(
             options["patience"] = 0
         settings = _change(runs.Settings(table=options["table"], target=options["target"]), options)
         command = shlex.join(["wholebatch", *sys.argv[1:]])
-        session = runs.begin(settings, out or _new_folder(settings.table), tensorboard=tensorboard, command=command)
+        session = runs.begin(
+            settings,
+            out or name_new("runs", Path(settings.table).name.split(".")[0]),
+            tensorboard=tensorboard,
+            command=command,
+        )
     recording = _run(session, quiet)
     _tell_result(session, recording, quiet)
 
@@ -131,13 +136,6 @@ def _change(settings: Settings, given: dict[str, Any]) -> Settings:
 
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
-
-
-def _new_folder(table: str) -> Path:
-    """``runs/TABLE-DATE``, one that is not there yet."""
-    name = f"{Path(table).name.split('.')[0] or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-    taken = sum(1 for _ in Path("runs").glob(f"{name}*")) if Path("runs").is_dir() else 0
-    return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
 
 
 def _run(session: Session, quiet: bool) -> Recording:

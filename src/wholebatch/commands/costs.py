@@ -1,0 +1,83 @@
+"""What ``compare``, ``timeline``, ``profile`` and ``plan`` share: the folder for a recording and its renderings.
+
+::
+
+    recording.json    all that was measured; the others are made from it, here or elsewhere (`wholebatch report`)
+    report.html       the page
+    trace.json        for Perfetto or chrome://tracing, where there is something to trace
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wholebatch.commands.edge import explain
+from wholebatch.commands.folders import check_writable, name_new
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from wholebatch.cost.recording import Recording
+
+RECORDING, REPORT, TRACE = "recording.json", "report.html", "trace.json"
+PIPED_WIDTH = 160
+"""Columns where there is no terminal to ask: tables in a file or a pipe are not broken at 80."""
+
+
+def prepare(out: Path | None, name: str) -> Path:
+    """The folder that :func:`finish` will write to: ``out``, or ``costs/NAME-DATE``. To be called before measuring.
+
+    Nothing is left behind: an interrupted measurement leaves no empty folder.
+
+    Raises:
+        ValueError: a recording stands there.
+        OSError: the folder cannot be made or written to.
+    """
+    folder = name_new("costs", name) if out is None else out
+    for file in (RECORDING, REPORT, TRACE):
+        if (folder / file).exists():
+            raise ValueError(f"{folder} already holds a {file}; choose another --out, or move it away")
+    check_writable(folder)
+    return folder
+
+
+def finish(recording: Recording, out: Path | None, name: str) -> None:
+    """Write the recording, its page and, where there is one, its trace; print a line ``WHAT PATH`` for each.
+
+    Args:
+        recording: what was measured.
+        out: the folder, as :func:`prepare` gave it.
+        name: of the command and what it measured, for the default folder.
+    """
+    from wholebatch.cost import page, trace
+
+    folder = prepare(None, name) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / RECORDING
+    recording.save(kept)
+    click.echo(f"recording {kept}")
+    try:
+        page.write_page(recording, folder / REPORT)
+        click.echo(f"report {folder / REPORT}")
+        if trace.has_trace(recording):
+            trace.write_trace(recording, folder / TRACE)
+            click.echo(f"trace {folder / TRACE}")
+    except OSError as error:
+        again = f"wholebatch report {shlex.quote(str(kept))} --out PAGE"
+        raise click.ClickException(f"{explain(error)}; the recording is kept, make its page again: {again}") from error
+
+
+def show(renderables: Iterable[RenderableType]) -> None:
+    """Print what a section's ``console.tell`` gave, on stdout; names from outside are not taken for markup."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    for renderable in renderables:
+        console.print(renderable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wholebatch.pages.pictures import Picture
 
@@ -34,6 +34,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A main answer in the page's header: a number and what it is.
+
+    Attributes:
+        value: short and formatted, with its unit: ``"1.31 ×"``, ``"12.4 µs"``.
+        label: a few words: ``"time per step with batch norm, over none"``.
+    """
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True)
 class Section:
     """What one measurement has to say.
 
@@ -43,10 +56,12 @@ class Section:
         answer: sentences that say what was found, the first one alone is a full answer. Plain text.
         shown: pictures and tables, in order.
         notes: how it was measured and what is doubtful. Plain text.
+        tiles: one to four main answers as numbers, the first the most important.
     """
 
     name: str
     title: str
     answer: Sequence[str]
     shown: Sequence[Shown]
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    tiles: Sequence[Tile] = ()

@@ -1,25 +1,30 @@
-"""The recording of what normalisation costs: one JSON file, from which console, page and trace are rendered."""
+"""The recording of what normalisation costs: one JSON file, from which console, page and trace are rendered.
+
+It holds plain values only, so it can be read on a machine that has neither the model nor the processors it was
+measured on, and it can be rendered again by a later wholebatch.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from wholebatch import files
 from wholebatch.cost.comparison.record import Comparison
 from wholebatch.cost.plan.record import Plan
 from wholebatch.cost.profile.record import Profile
 from wholebatch.cost.timeline.record import Timeline
+from wholebatch.described import read_described
 from wholebatch.kernels import instruction_set
 
 FORMAT, VERSION = "wholebatch cost", 1
@@ -48,12 +53,22 @@ class Origin(BaseModel):
 
 
 class Recording(BaseModel):
-    """One measurement or several; a section that was not measured is ``None``."""
+    """One measurement or several; a section that was not measured is ``None``.
+
+    Attributes:
+        format, version, wholebatch: what the file is, of which version, and what wrote it.
+        origin: where, when and with what it was measured.
+        comparison: the same net with several norms, time per step and to a target.
+        timeline: one real step of the engine, thread by thread.
+        profile: each normalisation layer of a person's own model, in their own step.
+        plan: step time and wait with more workers.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["wholebatch cost"] = "wholebatch cost"
     version: int = VERSION
+    wholebatch: str = Field(default_factory=lambda: version("wholebatch"))
     origin: Origin
     comparison: Comparison | None = None
     timeline: Timeline | None = None
@@ -64,8 +79,10 @@ class Recording(BaseModel):
         """Write it to ``path``, whole or not at all.
 
         Raises:
+            ValueError: a number in it is not finite; what could not be measured is ``None``.
             OSError: the folder cannot be written, or the disk is full.
         """
+        _check_finite(self)
         files.write(path, self.model_dump_json(indent=1) + "\n")
 
 
@@ -76,32 +93,20 @@ def load(path: Path) -> Recording:
         OSError: it cannot be read.
         ValueError: it is no recording, is damaged, or was made by a newer version.
     """
+    recording = read_described(path, Recording, FORMAT, VERSION)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also of text that is not UTF-8
-        raise ValueError(f"{path} is no recording: it is not JSON ({error})") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no recording of costs: its format is {values.get('format')!r}, not {FORMAT!r}"
-            if isinstance(values, dict)
-            else f"{path} is no recording of costs: it holds a {type(values).__name__}, not an object"
-        )
-    found = values.get("version")
-    if not isinstance(found, int) or found < 1:
-        raise ValueError(f"{path} names no version; recordings have a whole number of at least 1")
-    if found > VERSION:
-        raise ValueError(
-            f"{path} is a recording of version {found}, and this wholebatch ({version('wholebatch')}) reads up to "
-            f"{VERSION}; install a newer wholebatch"
-        )
-    try:
-        return Recording.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{path} is damaged: {_first(error)}") from error
+        _check_finite(recording)  # 1e999 is JSON, and infinite
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from error
+    return recording
 
 
 def here(command: Sequence[str] | None = None) -> Origin:
-    """This machine, now."""
+    """This machine, now.
+
+    Args:
+        command: what was asked for, the program first; this process's own command line where it is ``None``.
+    """
     import torch
 
     affinity = getattr(os, "sched_getaffinity", None)
@@ -129,6 +134,19 @@ def _processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _first(error: ValidationError) -> str:
-    first: Any = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+def _check_finite(recording: Recording) -> None:
+    """Raise ValueError, naming the place, where a number is not finite: JSON has none, and ``null`` is no number."""
+    for place, value in _numbers(recording.model_dump(), ()):
+        if not math.isfinite(value):
+            raise ValueError(f"{'.'.join(place)} is {value}; a recording holds finite numbers only")
+
+
+def _numbers(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, (*place, str(name)))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _numbers(inner, (*place, str(index)))
+    elif isinstance(value, float):
+        yield place, value

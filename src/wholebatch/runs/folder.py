@@ -18,10 +18,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from wholebatch.described import read_described
 from wholebatch.files import remove_parts, write_json
 from wholebatch.runs.checkpoint import FILE as CHECKPOINT
 from wholebatch.runs.checkpoint import epochs_kept
-from wholebatch.runs.model import DESCRIPTION, NET, Model, read_described
+from wholebatch.runs.model import DESCRIPTION, NET, Model
 from wholebatch.runs.prepared import Prepared
 from wholebatch.runs.settings import Settings
 

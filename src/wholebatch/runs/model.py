@@ -6,18 +6,18 @@ together, is found before a number is read from it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import wholebatch
+from wholebatch.described import one_line, read_described
 from wholebatch.feedforward import Architecture, FeedForward
 from wholebatch.files import sha256, write, write_json
 from wholebatch.tables import Preprocessing, Target
@@ -25,7 +25,6 @@ from wholebatch.tables import Preprocessing, Target
 FORMAT, VERSION = "wholebatch model", 1
 NET, DESCRIPTION = "model.safetensors", "model.json"
 ROWS_AT_ONCE = 8192
-Described = TypeVar("Described", bound=BaseModel)
 
 
 class _Description(BaseModel):
@@ -132,45 +131,6 @@ def outputs(net: FeedForward, x: np.ndarray) -> np.ndarray:
     net.eval()
     pieces = [net(torch.from_numpy(x[i : i + ROWS_AT_ONCE])).numpy() for i in range(0, len(x), ROWS_AT_ONCE)]
     return np.concatenate(pieces) if pieces else np.empty((0, net.architecture.out_features), np.float32)
-
-
-def read_described(path: Path, kind: type[Described], name: str, version: int) -> Described:
-    """Read a JSON file that opens with ``format`` and ``version``.
-
-    Raises:
-        ValueError: no JSON, another format, a newer version (naming both and the remedy), or contents that do not fit.
-        OSError: the file is missing or cannot be read.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is corrupt or cut short: it is no JSON ({one_line(error)})") from error
-    if not isinstance(value, dict) or value.get("format") != name:
-        raise ValueError(f"{path} is no {name}: its format is not {name!r}")
-    found = value.get("version")
-    if isinstance(found, int) and found > version:
-        writer = value.get("wholebatch", "?")
-        raise ValueError(
-            f"{path} has version {found} of the format {name!r} (written by wholebatch {writer}), "
-            f"but this is wholebatch {wholebatch.__version__}, which reads up to version {version}; "
-            "upgrade it: pip install --upgrade wholebatch"
-        )
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise ValueError(f"{path} is corrupt: {first_fault(error)}") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """pydantic's first finding in one line: where, and what is wrong."""
-    fault = error.errors(include_url=False)[0]
-    where = ".".join(map(str, fault["loc"])) or "the value"
-    return f"{where}: {fault['msg']}"
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _net(architecture: Architecture, state: dict[str, torch.Tensor]) -> FeedForward:

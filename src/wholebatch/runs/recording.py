@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 import wholebatch
+from wholebatch.described import read_described
 from wholebatch.feedforward import FeedForward, Loss
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.evaluation import score
@@ -22,7 +23,7 @@ from wholebatch.feedforward.training import History
 from wholebatch.files import write
 from wholebatch.runs.evaluation import Evaluation, evaluate
 from wholebatch.runs.folder import Config
-from wholebatch.runs.model import Model, read_described
+from wholebatch.runs.model import Model
 from wholebatch.runs.prepared import Part, Prepared
 
 FORMAT, VERSION = "wholebatch recording", 1

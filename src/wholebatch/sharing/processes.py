@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from functools import partial
 
@@ -26,6 +27,7 @@ from wholebatch.sharing.opening import open_transport
 from wholebatch.sharing.sharing import Meeting
 from wholebatch.sharing.timeout import chosen_timeout
 from wholebatch.sharing.transport import Transport
+from wholebatch.sharing.watch import watchers
 
 
 class Processes:
@@ -37,6 +39,7 @@ class Processes:
 
     def __init__(self, group: ProcessGroup) -> None:
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.members = tuple(dist.get_process_group_ranks(group))
         self.thread = threading.get_ident()
         self._group = weakref.ref(group)  # these are kept by their group, and do not keep it
         self._process = os.getpid()
@@ -106,10 +109,17 @@ class Processes:
             transport, vectors = self._on_host or self._open(), tuple(vector.cpu() for vector in vectors)
         self.thread = threading.get_ident()
         try:
-            return transport.exchange(header, count, vectors)
+            if not (watchers and vectors[0].is_cpu):
+                return transport.exchange(header, count, vectors)
+            came = time.perf_counter()
+            gathered = transport.exchange(header, count, vectors)
+            seconds = time.perf_counter() - came
         except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
             self._break(error)
             raise
+        for see in watchers:
+            see(self.members, header, seconds)
+        return gathered
 
     def _serves(self, device: torch.device) -> bool:
         """Whether the group has a backend for that device. gloo would copy to the host: so do we, with a diagnosis."""

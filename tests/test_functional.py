@@ -165,6 +165,40 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], says: str) -> None:
         batch_norm(**{**arguments, **change})
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var", "mask", "residual"])
+def test_a_tensor_on_another_device_is_refused(name: str, training: bool) -> None:
+    arguments: dict[str, Any] = {
+        "weight": torch.ones(3),
+        "bias": torch.ones(3),
+        "running_mean": torch.zeros(3),
+        "running_var": torch.ones(3),
+        "mask": torch.ones(4, dtype=torch.bool),
+        "residual": torch.ones(4, 3),
+    }
+    if name != "mask":
+        del arguments["mask"]  # only without one the compiled kernel serves, which reads addresses
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} is on meta and the input on cpu: .*to_empty"):
+        batch_norm(torch.ones(4, 3), **arguments, training=training)
+    assert arguments["running_mean"].is_meta or arguments["running_mean"].eq(0).all()
+
+
+def test_an_input_elsewhere_is_refused_with_the_way_back() -> None:
+    with pytest.raises(ValueError, match=r"weight is on cpu and the input on meta: .*input\.to\('cpu'\)"):
+        batch_norm(torch.ones(4, 3, device="meta"), None, None, torch.ones(3), training=True)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # no kernel reads it
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "residual"])
+def test_a_tensor_without_memory_beside_a_plain_input_is_not_taken_for_absent(name: str) -> None:
+    arguments: dict[str, Any] = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    with FakeTensorMode():
+        arguments[name] = torch.ones((4, 3) if name == "residual" else (3,))
+    with pytest.raises(Exception, match="FakeTensor"):  # ours, or torch's own of the same kind
+        batch_norm(torch.randn(4, 3), **arguments, training=name != "running_mean")
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func's own
 def test_torch_func_and_forward_mode_differentiate_it() -> None:
     z, (weight, bias) = draw((5, 3, 2), grad=False), parameters(3)

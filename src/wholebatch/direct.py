@@ -45,7 +45,6 @@ def _fits(running: Running, dtype: torch.dtype) -> bool:
     return running is None or (
         type(running) is Tensor
         and running.dtype is dtype
-        and running.is_cpu
         and running.is_contiguous()
         and not running.requires_grad
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wholebatch.activations import Activation, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
 from wholebatch.direct import can_go_directly, is_transformed, normalise_directly
+from wholebatch.inputs import check_inputs, shape_mask
 from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel, move_running
 from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
@@ -70,8 +71,8 @@ def batch_norm(
         layer: its name in errors.
 
     Raises:
-        ValueError: shapes that do not fit, one value per channel in training, no running statistics in evaluation, an
-            unknown ``save``.
+        ValueError: shapes or devices that do not fit, one value per channel in training, no running statistics in
+            evaluation, an unknown ``save``.
         TypeError: an input that is not floating, a mask that is not bool.
     """
     if save not in (None, "input"):
@@ -97,7 +98,7 @@ def batch_norm(
     slope, function = resolve_activation(activation)
     if not training and (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
         return _evaluate(input, running_mean, running_var, weight, bias, eps, mask, slope, function, residual)
-    mask = _check(input, weight, bias, running_mean, running_var, mask, residual)
+    mask = check_inputs(input, weight, bias, running_mean, running_var, mask, residual)
     dtype = accumulation_dtype(input.dtype)
     if weight is not None and weight.dtype != dtype:
         weight = weight.to(dtype)
@@ -182,54 +183,6 @@ def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor
     return y if mask is None else y.where(mask, y.new_zeros(()))
 
 
-def _check(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    mask: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor | None:
-    """Raise for what does not fit together; returns the mask with a channel dimension."""
-    shape = input.shape
-    if len(shape) < 2:
-        raise ValueError(f"the input has {len(shape)} dimensions; batch_norm takes (N, C, *), at least 2")
-    if not input.is_floating_point():
-        raise TypeError(f"the input is {input.dtype}; batch_norm takes floating dtypes: convert it, say input.float()")
-    channels = shape[1]
-    for vector in (weight, bias, running_mean, running_var):
-        if vector is not None and vector.shape != (channels,):
-            named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-            name = next(name for name, tensor in named.items() if tensor is vector)
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)}, and the input {tuple(shape)} has {channels} channels in "
-                f"dimension 1: it must be ({channels},)"
-            )
-    if residual is not None and (residual.shape != shape or residual.dtype != input.dtype):
-        raise ValueError(
-            f"the residual is {tuple(residual.shape)} {residual.dtype}; it must be as the input, {tuple(shape)} "
-            f"{input.dtype}"
-        )
-    return None if mask is None else _with_channels(mask, input)
-
-
-def _with_channels(mask: Tensor, input: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"the mask is {mask.dtype}; it must be bool, True where an element counts")
-    shape = input.shape
-    if mask.shape == shape[:1]:
-        return mask.view(-1, *[1] * (len(shape) - 1))
-    if mask.shape == (shape[0], *shape[2:]):
-        return mask.unsqueeze(1)
-    if mask.shape == (shape[0], 1, *shape[2:]) or mask.shape == (shape[0], *[1] * (len(shape) - 1)):
-        return mask
-    raise ValueError(
-        f"the mask has shape {tuple(mask.shape)}; for an input {tuple(shape)} it must be {tuple(shape[:1])} "
-        f"(examples), {(shape[0], *shape[2:])} or {(shape[0], 1, *shape[2:])} (positions)"
-    )
-
-
 def _evaluate(
     input: Tensor,
     running_mean: Tensor | None,
@@ -249,4 +202,4 @@ def _evaluate(
     y = y if slope == 1 else F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
     if callable(function):
         y = function(y)
-    return y if mask is None else y.where(_with_channels(mask, input), y.new_zeros(()))
+    return y if mask is None else y.where(shape_mask(mask, input), y.new_zeros(()))

@@ -44,7 +44,7 @@ class Native:
         mean, rstd = mean.contiguous(), rstd.contiguous()
         held, given = hand_over(z, affine)
         self.native.batch_norm_apply(
-            *place, z.data_ptr(), *given, affine.slope, y.data_ptr(), mean.data_ptr(), rstd.data_ptr()
+            *place, z.data_ptr(), *given, affine.slope, y.data_ptr(), address_of(mean), address_of(rstd)
         )
         del held
         return y
@@ -252,8 +252,21 @@ def tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
 
 
 def address_of(x: Tensor | None) -> int:
-    """Of the first element; 0: there is no such tensor."""
-    return 0 if x is None else x.data_ptr()
+    """Of the first element; 0: there is no such tensor, or it is empty.
+
+    Raises:
+        TypeError: it has elements and no memory, as distributed and fake tensors, which a kernel would take for absent.
+    """
+    return 0 if x is None else x.data_ptr() or _refuse_without_memory(x)
+
+
+def _refuse_without_memory(x: Tensor) -> int:
+    if x.numel() == 0:
+        return 0
+    raise TypeError(
+        f"batch norm of a plain tensor was given a {type(x).__name__} {tuple(x.shape)}, which has no memory of its own: "
+        "give plain tensors (a DTensor's full_tensor() or to_local()), or an input of that type as well"
+    )
 
 
 def hand_over(z: Tensor, affine: Affine) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int]]:

@@ -160,6 +160,20 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
       .def("is_finite",
            [](const Network<T> &self, int layer) { return self.is_finite(static_cast<std::size_t>(layer)); })
       .def("waited", [](const Network<T> &self) { return static_cast<double>(self.waited()) * 1e-9; })
+      .def("lasted", [](const Network<T> &self) { return static_cast<double>(self.lasted()) * 1e-9; })
+      .def("record", &Network<T>::record, "steps"_a, "slow"_a, "factor"_a)
+      .def("marks", [](const Network<T> &self, int worker) { return self.timeline()->lane(worker).count(); })
+      .def("read_marks",
+           [](const Network<T> &self, int worker, Array<std::int64_t, nb::ndim<2>> out) {
+             const Lane &lane = self.timeline()->lane(worker);
+             for (std::size_t i = 0; i < lane.count(); ++i) {
+               const Mark &mark = lane[i];
+               const std::int64_t row[] = {self.timeline()->nanoseconds(mark.ticks), mark.step, mark.layer,
+                                           static_cast<std::int64_t>(mark.doing),
+                                           static_cast<std::int64_t>(mark.stage)};
+               std::copy(std::begin(row), std::end(row), out.data() + i * std::size(row));
+             }
+           })
       .def("penalty", &Network<T>::total_penalty)
       .def("refresh", &Network<T>::refresh)
       .def(
@@ -204,6 +218,8 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
 NB_MODULE(_native, m) {
   using namespace wholebatch;
   m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
+  m.def("has_counter", &Ticks::has_counter);
+  m.def("mark_cost", &mark_cost, "marks"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("memory_bandwidth", &memory_bandwidth, "threads"_a, "sweeps"_a, "count"_a,
         nb::call_guard<nb::gil_scoped_release>());

@@ -1,7 +1,6 @@
 #include "network.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 namespace wholebatch {
@@ -10,11 +9,6 @@ namespace {
 
 constexpr std::int64_t poll_nanoseconds = 50'000'000;
 constexpr std::int64_t kept_bytes = std::int64_t{1} << 20; // about a second-level cache
-
-std::int64_t now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::int64_t whole(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -330,7 +324,7 @@ template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const 
 template <class T> void Network<T>::poll(int worker) {
   if (worker != 0 || error_)
     return;
-  const std::int64_t time = now();
+  const std::int64_t time = Ticks::steady();
   if (time < next_poll_)
     return;
   next_poll_ = time + poll_nanoseconds;
@@ -347,7 +341,7 @@ template <class T> void Network<T>::open(const Epoch &epoch) {
   error_ = nullptr;
   total_loss_ = total_penalty_ = 0;
   examples_ = 0;
-  next_poll_ = now() + poll_nanoseconds;
+  next_poll_ = Ticks::steady() + poll_nanoseconds;
 }
 
 template <class T> void Network<T>::close() {
@@ -365,11 +359,18 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
   open(epoch);
   for (int w = 0; w < config_.threads; ++w)
     deal(w, 0, false);
-  team().run([this, &epoch](int worker) {
+  Team &team = this->team();
+  const std::int64_t begin = Ticks::steady();
+  if (timeline_)
+    timeline_->open();
+  team.run([this, &epoch](int worker) {
     for (std::int64_t s = 0; s < epoch.steps; ++s)
       if (!step(worker, s))
         break;
   });
+  if (timeline_)
+    timeline_->close();
+  lasted_ = Ticks::steady() - begin;
   close();
   return total_loss_;
 }

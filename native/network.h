@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "moments.h"
 #include "team.h"
+#include "timeline.h"
 
 namespace wholebatch {
 
@@ -127,6 +128,15 @@ public:
   double run(const Epoch &epoch);
   // Nanoseconds that the calling thread was parked or put aside in the last run.
   std::int64_t waited() const { return team_ ? team_->waited() : 0; }
+  std::int64_t lasted() const { return lasted_; } // nanoseconds of the last run's steps, all together
+  // From the next run on, marks of up to so many of its steps; 0: of none. The worker `slow` (-1: nobody) computes
+  // `factor` times as long: it does nothing after each of its computations, which changes no number.
+  void record(std::int64_t steps, int slow, double factor) {
+    timeline_ = steps > 0
+                    ? std::make_unique<Timeline>(config_.threads, steps, static_cast<int>(layers_.size()), slow, factor)
+                    : nullptr;
+  }
+  const Timeline *timeline() const { return timeline_.get(); }
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added
 
   // Outputs in eval mode into out (rows, outputs).
@@ -175,6 +185,19 @@ private:
   std::int64_t units_of(const Blocks &blocks, int groups, Phase phase, int layer) const;
   std::int64_t stretch_of(const LayerState<T> &layer) const;
   void deal(int worker, std::int64_t index, bool gradients);
+
+  // What the worker did since its mark before belongs to this, where it is recorded.
+  void computed(const Step &step, Stage stage, int layer) {
+    if (timeline_)
+      timeline_->lane(step.worker).at(stage, layer)->computed();
+  }
+  void merged(const Step &step, Stage stage, int layer) {
+    if (timeline_)
+      timeline_->lane(step.worker).at(stage, layer)->mark(Doing::merge);
+  }
+  bool meet(const Step &step, Stage stage, int layer) {
+    return team_->meet(step.worker, timeline_ ? timeline_->lane(step.worker).at(stage, layer) : nullptr);
+  }
 
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);
@@ -273,6 +296,7 @@ private:
   std::vector<LayerState<T>> layers_;
   std::vector<Workspace<T>> work_;
   std::unique_ptr<Team> team_;
+  std::unique_ptr<Timeline> timeline_; // null: nothing is recorded
   Claims claims_;
   Buffer<T> class_weights_;
   Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
@@ -288,7 +312,7 @@ private:
   const Epoch *epoch_ = nullptr;
   std::exception_ptr error_; // set by worker 0
   double total_loss_ = 0, total_penalty_ = 0;
-  std::int64_t examples_ = 0, next_poll_ = 0;
+  std::int64_t examples_ = 0, next_poll_ = 0, lasted_ = 0;
 };
 
 extern template class Network<float>;

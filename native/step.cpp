@@ -80,6 +80,8 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
 }
 
 template <class T> bool Network<T>::step(int worker, std::int64_t index) {
+  if (timeline_)
+    timeline_->lane(worker).begin(index);
   const Step step = begin(worker, index);
   const int last = hidden();
   poll(worker);
@@ -87,6 +89,7 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
 
   for (int l = 0; l < last; ++l) { // 1
     forward(step, l);
+    computed(step, Stage::forward, l);
     if (!meet_after(step, l))
       return false;
   }
@@ -94,7 +97,8 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
     const std::int64_t workers = config_.threads, count = step.blocks.count;
     each_block(step, {count * worker / workers, count * (worker + 1) / workers},
                [&](std::int64_t b) { output(step, b); });
-    if (team_->meet(worker))
+    computed(step, Stage::loss, last);
+    if (meet(step, Stage::loss, last))
       return false;
   }
   for (int l = last; l > 0; --l) { // 3
@@ -104,31 +108,43 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
         output(step, b);
       backward(step, l, b, with_output);
     });
-    if (l < last)
+    computed(step, l == last && !config_.by_neuron ? Stage::loss : Stage::backward, l);
+    if (l < last) {
       weight_gradient(step, l + 1);
-    if (team_->meet(worker))
+      computed(step, Stage::update, l + 1);
+    }
+    if (meet(step, Stage::backward, l - 1))
       return false;
-    if (l == last)
+    if (l == last && worker == 0) {
       finish_loss(step);
+      computed(step, Stage::loss, last);
+    }
     finish_sums(step, l - 1);
+    if (config_.norm == Norm::batch || (config_.norm != Norm::none && worker == 0))
+      merged(step, Stage::backward, l - 1);
   }
   if (last == 0)
     finish_loss(step);
-  else // 4
+  else { // 4
     weight_gradient(step, 1);
+    computed(step, Stage::update, 1);
+  }
   if (!config_.by_neuron && (is_grouped(step, 0) || (last > 0 && config_.norm != Norm::none))) {
     each_own_block(step, Phase::backward, 0, [&](std::int64_t b) { backward(step, 0, b, false); });
-    if (team_->meet(worker))
+    computed(step, Stage::backward, 0);
+    if (meet(step, Stage::gradient, 0))
       return false;
   }
   weight_gradient(step, 0);
+  computed(step, Stage::update, 0);
   if (config_.max_grad_norm > 0 && step.updates) {
-    if (team_->meet(worker))
+    if (meet(step, Stage::norm, -1))
       return false;
     clip_and_update(step);
+    computed(step, Stage::update, -1);
   }
   deal(worker, index + 1, false);
-  if (team_->meet(worker))
+  if (meet(step, Stage::update, -1))
     return false;
   add_penalty(step);
   return true;
@@ -136,14 +152,17 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
 
 // The meeting between a hidden layer and what uses it. Without batch norm a worker goes on alone with its own examples.
 template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
-  if ((config_.norm == Norm::batch || config_.by_neuron) && team_->meet(step.worker))
+  if ((config_.norm == Norm::batch || config_.by_neuron) && meet(step, Stage::forward, layer))
     return false;
   finish_moments(step, layer);
+  if (config_.norm == Norm::batch)
+    merged(step, Stage::forward, layer);
   if (row_norm() && config_.by_neuron) { // whole rows are there only now, and everyone needs all of them
     row_statistics(
         step, layer,
         {step.blocks.count * step.worker / config_.threads, step.blocks.count * (step.worker + 1) / config_.threads});
-    return !team_->meet(step.worker);
+    computed(step, Stage::forward, layer);
+    return !meet(step, Stage::rows, layer);
   }
   return true;
 }

@@ -25,20 +25,29 @@ constexpr int crowded_waits = 1000; // then the core is tried again: one lost ti
 
 } // namespace
 
-std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old) {
+std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old, Lane *lane) {
   using Clock = std::chrono::steady_clock;
+  const auto mark = [lane](Doing doing) {
+    if (lane)
+      lane->mark(doing);
+  };
   for (int i = 0; i < spins; ++i) {
-    if (word.load(std::memory_order_acquire) != old)
+    if (word.load(std::memory_order_acquire) != old) {
+      mark(Doing::spinning);
       return 0;
+    }
     relax();
   }
+  mark(Doing::spinning);
   auto before = Clock::now();
   const int crowded = crowded_.load(std::memory_order_relaxed);
   if (crowded > 0)
     crowded_.store(crowded - 1, std::memory_order_relaxed);
   for (int i = 0; crowded == 0 && i < yields; ++i) {
-    if (word.load(std::memory_order_acquire) != old)
+    if (word.load(std::memory_order_acquire) != old) {
+      mark(Doing::yielding);
       return 0;
+    }
     sched_yield();
     const auto now = Clock::now();
     if (now - before > late) {
@@ -47,7 +56,10 @@ std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std:
     }
     before = now;
   }
+  if (crowded == 0)
+    mark(Doing::yielding);
   park(word, old);
+  mark(Doing::parked);
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - before).count();
 }
 
@@ -113,7 +125,7 @@ void Team::run(const std::function<void(int)> &job) {
   meet(0);
 }
 
-bool Team::meet(int worker) {
+bool Team::meet(int worker, Lane *lane) {
   if (size_ == 1)
     return stop_asked();
   const std::uint32_t meeting = meeting_.load(std::memory_order_relaxed);
@@ -121,8 +133,10 @@ bool Team::meet(int worker) {
     arrived_.store(0, std::memory_order_relaxed);
     stop_published_ = stop_asked();
     publish(meeting_, meeting + 1);
+    if (lane)
+      lane->mark(Doing::waking);
   } else {
-    const std::int64_t waited = wait_while_equal(meeting_, meeting);
+    const std::int64_t waited = wait_while_equal(meeting_, meeting, lane);
     if (worker == 0)
       waited_ += waited;
   }

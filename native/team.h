@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "timeline.h"
+
 namespace wholebatch {
 
 class Team {
@@ -28,7 +30,8 @@ public:
 
   // The barrier. Every worker of a running job calls it equally often. Returns whether a stop was asked for: the last
   // to arrive reads the wish and publishes it with the release, so all workers get the same answer at the same meeting.
-  bool meet(int worker);
+  // lane: where to write how it was waited, or null.
+  bool meet(int worker, Lane *lane = nullptr);
 
   // Asks every worker to leave at the next meeting.
   void ask_to_stop() { stop_asked_.store(true, std::memory_order_relaxed); }
@@ -42,7 +45,7 @@ private:
   void park(const std::atomic<std::uint32_t> &word, std::uint32_t old);
   void publish(std::atomic<std::uint32_t> &word, std::uint32_t value); // and wakes whoever is parked on it
   // Returns when `word` differs from `old`, with the nanoseconds that it was parked or put aside.
-  std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old);
+  std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old, Lane *lane = nullptr);
 
   const int size_;
   const long process_;

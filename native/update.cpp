@@ -164,7 +164,8 @@ template <class T> void Network<T>::clip_and_update(const Step &step) {
                  static_cast<double>(state.beta.gradient[c]) * static_cast<double>(state.beta.gradient[c]);
   }
   const T factor = static_cast<T>(std::min(1.0, config_.max_grad_norm / (std::sqrt(squares) + 1e-6)));
-  if (team_->meet(step.worker)) // worker 0 scales the norms' gradients next, and everyone has to have read them
+  computed(step, Stage::update, -1);
+  if (meet(step, Stage::clip, -1)) // worker 0 scales the norms' gradients next, and everyone has to have read them
     return;
   for (int l = 0; l <= hidden(); ++l) {
     LayerState<T> &state = layers_[l];

@@ -11,6 +11,12 @@ T = TypeVar("T", np.float32, np.float64)
 def instruction_set() -> str:
     """Which kernels run: avx512, avx2 or portable. ValueError where WHOLEBATCH_INSTRUCTION_SET is wrong."""
 
+def has_counter() -> bool:
+    """Whether marks are made with the processor's counter; else with the system's steady clock."""
+
+def mark_cost(marks: int) -> float:
+    """Nanoseconds that one of so many marks takes."""
+
 def fma_peak(threads: int, bursts: int, seconds: float) -> float:
     """Operations per second, the best of so many bursts of about so many seconds each."""
 
@@ -73,6 +79,17 @@ class _Network(Generic[T]):
         """The part of the last run's total that alpha added."""
     def is_finite(self, layer: int) -> bool:
         """Whether all parameters of a layer are finite."""
+    def record(self, steps: int, slow: int, factor: float) -> None:
+        """From the next run on, mark what each thread does in up to so many steps; 0 ends it.
+
+        The thread `slow` (-1: none) is idle after each of its computations until it took `factor` times as long.
+        """
+    def marks(self, worker: int, /) -> int:
+        """How many marks a thread made in the last run."""
+    def read_marks(self, worker: int, out: NDArray[np.int64], /) -> None:
+        """Into (marks, 5): nanoseconds, step, layer, what was done, stage (the enums of native/timeline.h)."""
+    def lasted(self) -> float:
+        """Seconds that the steps of the last run took, all together."""
     def waited(self) -> float:
         """Seconds that the calling thread was parked or put aside in the last run."""
     def run(

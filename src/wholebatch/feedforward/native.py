@@ -115,16 +115,18 @@ class NativeEngine:
 
     def _network(self, rows: int) -> Any:
         """The compiled net for so many rows: one for mini-batches and one for large predictions stay at hand."""
-        a = self.model.architecture
-        threads = self.n_threads or min(self._most_threads, choose_threads(a, rows))
-        by_neuron = (choose_split(rows, threads) if self.split == "auto" else self.split) == "neuron"
-        key = (threads, by_neuron)
+        key = threads, by_neuron = self._plan(rows)
         if key not in self._networks:
             kind = "NetworkFloat64" if self._dtype() == torch.float64 else "NetworkFloat32"
             while len(self._networks) > 1:
                 del self._networks[next(iter(self._networks))]
             self._networks[key] = getattr(native_module(), kind)(self._configuration(threads, by_neuron))
         return self._networks[key]
+
+    def _plan(self, rows: int) -> tuple[int, bool]:
+        """How many threads share mini-batches of so many rows, and whether by neuron."""
+        threads = self.n_threads or min(self._most_threads, choose_threads(self.model.architecture, rows))
+        return threads, (choose_split(rows, threads) if self.split == "auto" else self.split) == "neuron"
 
     def _configuration(self, threads: int, by_neuron: bool) -> dict[str, Any]:
         a, loss, o = self.model.architecture, self.loss, self.optimizer

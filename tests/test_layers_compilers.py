@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import onnx
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import wholebatch
+from wholebatch.moments import Moments
+from wholebatch.sharing import Meeting
+from wholebatch.traced import name_sharing
 
 
 class Net(nn.Module):
@@ -73,6 +78,52 @@ def test_a_mistake_is_told_through_the_compiler(net: Net) -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="more than 1 value per channel"):
         compiled(X[:1, :, :1, :1])
+
+
+class Twice:
+    """The mini-batch is this part twice: its mean, and twice its sums."""
+
+    def merge(self, moments: Moments, meeting: Meeting) -> Moments:
+        return Moments(2 * moments.count, moments.mean, 2 * moments.m2)
+
+    def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
+        return 2 * vectors
+
+
+class SlottedTwice:
+    """The same, to which nobody can refer weakly."""
+
+    __slots__ = ()
+    merge, sum = Twice.merge, Twice.sum
+
+
+@pytest.mark.parametrize("kind", [Twice, SlottedTwice])
+def test_a_graph_finds_its_sharing_again(kind: type) -> None:
+    torch.compiler.reset()
+    one, other = kind(), kind()
+    nets = [wholebatch.BatchNorm1d(3, process_group=sharing) for sharing in (one, other, one)]
+    assert len({name_sharing(net.process_group) for net in nets}) == 2
+    z = torch.randn(4, 3)
+    for net in nets:
+        eager = copy.deepcopy(net)
+        found = torch.compile(net, fullgraph=True, backend="aot_eager")(z)
+        torch.testing.assert_close(found, eager(z), rtol=1e-6, atol=1e-6)  # two orders of the same roundings
+        # 2 * M2 / (2 * 4 - 1): the count is that of both parts.
+        expected = 0.9 + 0.1 * (2 * (z - z.mean(0)).square().sum(0) / 7)
+        torch.testing.assert_close(net.running_var, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_names_of_sharings_are_not_given_again() -> None:
+    sharing = Twice()
+    name, there = name_sharing(sharing), weakref.ref(sharing)
+    del sharing
+    gc.collect()
+    assert there() is None
+    successor = Twice()
+    assert name_sharing(successor) != name
+    arguments = (torch.randn(4, 3), None, None, None, None, 1e-5, 1.0, name, "layer")
+    with pytest.raises(ValueError, match="compiled with is gone"):
+        torch.ops.wholebatch.batch_norm(*arguments)
 
 
 def test_the_operator_keeps_torchs_rules_for_operators() -> None:

@@ -6,7 +6,9 @@ one graph (``fullgraph=True``). Eager calls do not come here: a custom operator 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -16,21 +18,26 @@ from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_ker
 from wholebatch.sharing import ProcessGroupLike, Sharing, sharing_of
 from wholebatch.sharing.replay import refuse_compiled
 
-# A graph holds constants only: a sharing is named in it, and looked up when the graph runs.
-_SHARINGS: dict[str, ProcessGroupLike] = {"": None, "world": "world"}
+# A graph holds constants only: a sharing is named in it, and looked up when the graph runs. Names do not keep it.
+_SHARINGS: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_KEPT: dict[str, Any] = {}  # a person's own that cannot be referred to weakly (slots)
+_NUMBERS = itertools.count(1)
 
 
 def name_sharing(process_group: ProcessGroupLike) -> str:
-    """A name under which the operators find this sharing again."""
+    """A name under which the operators find this sharing again, for as long as it is there."""
     if process_group is None:
         return ""
     if isinstance(process_group, str):
         return process_group
-    for name, known in _SHARINGS.items():
+    for name, known in [*_SHARINGS.items(), *_KEPT.items()]:
         if known is process_group:
             return name
-    name = f"sharing {len(_SHARINGS)}"
-    _SHARINGS[name] = process_group
+    name = f"sharing {next(_NUMBERS)}"  # none is given twice: a graph may outlive what it names
+    try:
+        _SHARINGS[name] = process_group
+    except TypeError:
+        _KEPT[name] = process_group
     return name
 
 
@@ -39,7 +46,17 @@ name_sharing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _find(name: str) -> Sharing | None:
-    return sharing_of(_SHARINGS.get(name, name))
+    if not name:
+        return None
+    if not name.startswith("sharing "):
+        return sharing_of(name)
+    sharing = _SHARINGS.get(name, _KEPT.get(name))
+    if sharing is not None:
+        return sharing_of(sharing)
+    raise ValueError(
+        "the process group that this graph was compiled with is gone: give the batch norms a group that is there, and "
+        "compile again (torch.compiler.reset())"
+    )
 
 
 @torch.library.custom_op("wholebatch::batch_norm", mutates_args=())

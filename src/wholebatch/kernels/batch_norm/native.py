@@ -264,8 +264,8 @@ def _refuse_without_memory(x: Tensor) -> int:
     if x.numel() == 0:
         return 0
     raise TypeError(
-        f"batch norm of a plain tensor was given a {type(x).__name__} {tuple(x.shape)}, which has no memory of its own: "
-        "give plain tensors (a DTensor's full_tensor() or to_local()), or an input of that type as well"
+        f"batch norm of a plain tensor was given a {type(x).__name__} {tuple(x.shape)}, which has no memory of its "
+        "own: give plain tensors (a DTensor's full_tensor() or to_local()), or an input of that type as well"
     )
 
 

@@ -55,7 +55,8 @@ def finish(recording: Recording, out: Path | None, name: str) -> None:
         out: the folder, as :func:`prepare` gave it.
         name: of the command and what it measured, for the default folder.
     """
-    from wholebatch.cost import page, trace
+    from wholebatch.cost.page import write_page
+    from wholebatch.cost.trace import has_trace, write_trace
 
     folder = prepare(None, name) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +64,10 @@ def finish(recording: Recording, out: Path | None, name: str) -> None:
     recording.save(kept)
     click.echo(f"recording {kept}")
     try:
-        page.write_page(recording, folder / REPORT)
+        write_page(recording, folder / REPORT)
         click.echo(f"report {folder / REPORT}")
-        if trace.has_trace(recording):
-            trace.write_trace(recording, folder / TRACE)
+        if has_trace(recording):
+            write_trace(recording, folder / TRACE)
             click.echo(f"trace {folder / TRACE}")
     except OSError as error:
         again = f"wholebatch report {shlex.quote(str(kept))} --out PAGE"

@@ -24,7 +24,7 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 SUBCOMMANDS = {
     "train": "Train a net on a table.",
     "predict": "Predict the rows of another table.",
-    "report": "Make a run's report again.",
+    "report": "Make a report again: of a run, or of what was measured.",
 }
 
 

@@ -1,9 +1,10 @@
 #include "batch_norm.h"
 
-#include <cmath>
+#include <algorithm>
 #include <memory>
 
 #include "batch_norm_plans.h"
+#include "batch_norm_statistics.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -41,13 +42,12 @@ public:
           [&](std::int64_t g, std::int64_t k) { plan_.apply(job_.x, g, k, terms(false), past_); });
   }
 
-  void forward(A eps, A *mean, A *m2, A *rstd) {
+  void forward(double eps, A *mean, A *m2, A *rstd) {
     gather_and_write([&](std::int64_t g, std::int64_t k) { piece_moments(g, k); },
                      [&](std::int64_t g) {
                        merge_moments(g, mean, m2);
-                       const A count = static_cast<A>(std::max<std::int64_t>(job_.shape.count(), 1));
-                       for (std::int64_t c = plan_.first_channel(g); c < plan_.first_channel(g + 1); ++c)
-                         rstd[c] = A(1) / std::sqrt(m2[c] / count + eps);
+                       const std::int64_t c = plan_.first_channel(g), own = plan_.first_channel(g + 1) - c;
+                       find_rstd<A>(own, m2 + c, static_cast<double>(job_.shape.count()), eps, rstd + c);
                        prepare(g, mean, rstd);
                      },
                      [&](std::int64_t g, std::int64_t k) { plan_.apply(job_.x, g, k, terms(false), past_); });
@@ -232,11 +232,11 @@ template <class T> void BatchNorm<T>::apply(const A *mean, const A *rstd) const 
     with_call(*this, [&](auto &call) { call.apply(mean, rstd); });
 }
 
-template <class T> void BatchNorm<T>::forward(A eps, A *mean, A *m2, A *rstd) const {
+template <class T> void BatchNorm<T>::forward(double eps, A *mean, A *m2, A *rstd) const {
   if (shape.size() > 0)
     return with_call(*this, [&](auto &call) { call.forward(eps, mean, m2, rstd); });
   moments(mean, m2);
-  std::fill_n(rstd, shape.channels, A(1) / std::sqrt(eps));
+  find_rstd<A>(shape.channels, m2, 0, eps, rstd);
 }
 
 template <class T> void BatchNorm<T>::sums(const A *mean, const A *rstd, A *sums) const {

@@ -28,7 +28,7 @@ template <class T> struct BatchNorm {
   void moments(A *mean, A *m2) const;
   void apply(const A *mean, const A *rstd) const;
   // Both, where this part is the whole mini-batch: a channel's elements are still in cache when they are normalised.
-  void forward(A eps, A *mean, A *m2, A *rstd) const;
+  void forward(double eps, A *mean, A *m2, A *rstd) const;
 
   // sums: (2, channels)
   void sums(const A *mean, const A *rstd, A *sums) const;

@@ -3,10 +3,10 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "batch_norm.h"
+#include "batch_norm_statistics.h"
 #include "huge_pages.h"
 #include "parallel.h"
 
@@ -56,31 +56,6 @@ template <class Work> void run(const Part &part, const Work &work) {
   by_storage();
 }
 
-template <class A>
-void find_rstd(std::int64_t channels, const A *__restrict m2, double count, double eps, A *__restrict rstd) {
-  const A divisor = static_cast<A>(std::max(count, 1.0)), added = static_cast<A>(eps);
-  for (std::int64_t c = 0; c < channels; ++c)
-    rstd[c] = A(1) / std::sqrt(m2[c] / divisor + added);
-}
-
-// As torch's lerp: from the nearer end.
-template <class A>
-void move_towards(std::int64_t channels, const A *__restrict to, A divisor, A momentum, A *__restrict running) {
-  for (std::int64_t c = 0; c < channels; ++c) {
-    const A target = to[c] / divisor, way = target - running[c];
-    running[c] = momentum < A(0.5) ? running[c] + momentum * way : target - way * (A(1) - momentum);
-  }
-}
-
-// By mean and M2, one behind the other; null: there is none to move.
-template <class A>
-void move_both(std::int64_t channels, const A *mean, double count, A momentum, A *running_mean, A *running_var) {
-  if (running_mean != nullptr && count > 1)
-    move_towards(channels, mean, A(1), momentum, running_mean);
-  if (running_var != nullptr && count > 1)
-    move_towards(channels, mean + channels, static_cast<A>(count - 1), momentum, running_var);
-}
-
 } // namespace
 
 void bind_batch_norm(nb::module_ &m) {
@@ -127,7 +102,7 @@ void bind_batch_norm(nb::module_ &m) {
     run(part, [&]<class T>(const BatchNorm<T> &job) {
       using A = Accumulator<T>;
       A *mean = at<A>(statistics), *m2 = mean + channels;
-      job.forward(static_cast<A>(eps), mean, m2, m2 + channels);
+      job.forward(eps, mean, m2, m2 + channels);
       move_both<A>(channels, mean, static_cast<double>(part.shape.count()), static_cast<A>(momentum),
                    at<A>(running_mean), at<A>(running_var));
     });

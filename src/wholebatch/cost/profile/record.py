@@ -29,7 +29,7 @@ class Spread(BaseModel):
 
 
 class Estimate(BaseModel):
-    """A relative difference, from pairs of steps that ran one shortly after the other.
+    """A relative difference, from pairs of bursts of steps that ran one shortly after the other.
 
     Attributes:
         median: of the pairs.
@@ -70,7 +70,7 @@ class Layer(BaseModel):
     Attributes:
         name: in the model, as ``named_modules()`` has it; behind the model's name where there are several models.
         kind: its class.
-        shape: of its input in the first call of the last measured step.
+        shape: of its input in its first call.
         dtype: of that input, such as ``float32``.
         calls: per step; a layer may be used several times, or again where activations are computed anew for backward.
         forward_bytes: least traffic per step: each input read once, each output written once.
@@ -149,7 +149,8 @@ class Profile(BaseModel):
         models: classes of the models that hold the layers; empty: no layer was found.
         device: ``cpu``, or the kind of accelerator.
         threads: of torch in each process.
-        rounds: measured steps of each kind; each round has one of each, in alternating order.
+        rounds: each has a burst of steps of each kind (with probes and without, converted and not), in changing order.
+        burst: steps on end of each kind in a round.
         step: time of a step on rank 0, without probes.
         share: of the step that all normalisation layers take together on rank 0 (shares of 1).
         overhead: of the probes: by how much a step with them is slower on rank 0; None: too few steps to tell.
@@ -167,6 +168,7 @@ class Profile(BaseModel):
     device: str
     threads: Count
     rounds: Count
+    burst: Count = 1
     step: Spread
     share: Spread
     overhead: Estimate | None

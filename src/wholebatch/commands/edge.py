@@ -24,6 +24,8 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 SUBCOMMANDS = {
     "train": "Train a net on a table.",
     "predict": "Predict the rows of another table.",
+    "compare": "Compare norms: per step, and to a target score.",
+    "profile": "Measure what normalisation layers take of your own training step.",
     "report": "Make a report again: of a run, or of what was measured.",
 }
 

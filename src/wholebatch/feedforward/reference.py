@@ -30,15 +30,15 @@ PROGRESS_SECONDS = 0.1
 PREDICTED_ROWS = 8192  # at a time: a sparse table becomes dense block by block
 
 
-def make_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's own optimizer for these settings."""
+def make_optimizer(optimizer: Optimizer, model: nn.Module, **how: bool) -> torch.optim.Optimizer:
+    """torch's own optimizer for these settings; ``how`` names one of its implementations, ``fused`` or ``foreach``."""
     o, parameters = optimizer, list(model.parameters())
     if o.kind == "sgd":
         return torch.optim.SGD(
-            parameters, o.learning_rate, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+            parameters, o.learning_rate, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, **how
         )
     kind = torch.optim.Adam if o.kind == "adam" else torch.optim.AdamW
-    return kind(parameters, o.learning_rate, o.betas, o.eps, o.weight_decay)
+    return kind(parameters, o.learning_rate, o.betas, o.eps, o.weight_decay, **how)
 
 
 class ReferenceEngine:

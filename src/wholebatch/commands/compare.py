@@ -1,0 +1,123 @@
+"""``wholebatch compare``: the same net under several norms, per step and to a target, here and on torch eager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from wholebatch.commands.edge import Interrupted
+from wholebatch.commands.options import Names, Numbers, Sizes
+from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS, TASKS
+
+if TYPE_CHECKING:
+    from wholebatch.cost.comparison.settings import Wanted
+
+# The same names as in wholebatch.cost.comparison, which is not imported for `--help`; a test compares them.
+NORMS = ("batch", "batch-after", "layer", "rms", "none")
+ENGINES = ("wholebatch", "torch")
+LEARNING_RATES = {"sgd": 3e-2, "adam": 3e-3, "adamw": 3e-3}
+# What --quick puts in place of options that were not given, and beside them.
+QUICK = {"epochs": 3, "seeds": 2}
+QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "most_rows": 2000}
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("table")
+@click.option("--target", multiple=True, metavar="COLUMN", help="What to predict; several times for several columns.")
+@click.option("--task", type=click.Choice(TASKS), default="auto", help="What kind of target it is.")
+@click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out; several times for several.")
+@click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing.")
+@click.option("--norms", type=Names(NORMS), default=",".join(NORMS), help="To compare.")
+@click.option("--engines", type=Names(ENGINES), default=",".join(ENGINES), help="To compare them on.")
+@click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer, or none.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu", help="Of the hidden layers.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", help="How the weights are moved.")
+@click.option(
+    "--learning-rates",
+    type=Numbers(),
+    metavar="X,...",
+    help="One for all norms; of several, each norm gets its best.  [default: 0.003, sgd 0.03]",
+)
+@click.option("--batch-size", type=AT_LEAST_1, metavar="N", default=32, help="Rows of a mini-batch.")
+@click.option("--epochs", type=AT_LEAST_1, metavar="N", default=10, help="Times that every training row is seen.")
+@click.option("--seeds", type=AT_LEAST_1, metavar="N", default=5, help="Trainings of each norm on each engine.")
+@click.option(
+    "--target-score",
+    type=click.FloatRange(max=1),
+    metavar="X",
+    help="Validation score to reach.  [default: what the weakest well-trained norm reaches]",
+)
+@click.option(
+    "--evaluate-every", type=AT_LEAST_1, metavar="N", help="Steps between scores.  [default: a hundredth of a training]"
+)
+@click.option(
+    "--validation-fraction", type=FRACTION, metavar="X", default=0.2, help="Rows to score the trainings with."
+)
+@click.option(
+    "--threads", type=AT_LEAST_1, metavar="N", help="To try beside 1; the faster is measured.  [default: all cores]"
+)
+@click.option("--quick", is_flag=True, help="Seconds in place of minutes: fewer epochs, seeds, rounds, 2,000 rows.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder.  [default: costs/compare-TABLE-DATE]")
+@click.option("--quiet", is_flag=True, help="Show the result only.")
+@click.pass_context
+def compare(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **options: Any) -> None:
+    """Compare norms on TABLE: a CSV or Parquet file, or digits, iris, wine, breast_cancer or diabetes.
+
+    The same net is trained with batch norm (before and after the activation), layer norm, rms norm and none, on
+    wholebatch's engine and on torch eager: time per step, steps and time to a target score. It checks the often-heard
+    "3 to 5 times slower per step", and says what it found. --target may be left out for the sets named above.
+    """
+    from wholebatch.commands import costs
+
+    if options.pop("quick"):
+        given = {name for name in QUICK if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        options |= {name: value for name, value in QUICK.items() if name not in given} | QUICK_BESIDE
+    wanted = _wanted(table, options)
+    name = f"compare-{Path(table).name.split('.')[0]}"
+    folder = costs.prepare(out, name)
+
+    from wholebatch.commands.stages import Stages
+    from wholebatch.cost.comparison.console import tell
+    from wholebatch.cost.comparison.measuring import compare as measure
+    from wholebatch.cost.recording import Recording, here
+
+    try:
+        with Stages(quiet) as stages:
+            record = measure(wanted, stages)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: nothing was written, since a comparison needs all of its contenders") from None
+    if not quiet:
+        costs.show(tell(record))
+    costs.finish(Recording(origin=here(), comparison=record), folder, name)
+
+
+def _wanted(table: str, options: dict[str, Any]) -> Wanted:
+    """The settings, checked."""
+    from wholebatch import runs
+    from wholebatch.cost.comparison.settings import WEIGHT_DECAYS, Wanted
+    from wholebatch.feedforward.threads import usable_cores
+    from wholebatch.tables.bundled import BUNDLED
+
+    target = options.pop("target")
+    if not target:
+        if table not in BUNDLED or Path(table).exists():
+            raise click.UsageError("no target column was named: --target COLUMN")
+        target = (BUNDLED[table][0],)
+    beside = {name: options.pop(name) for name in tuple(options) if name in Wanted.__dataclass_fields__}
+    beside["threads"] = beside["threads"] or usable_cores()
+    beside["learning_rates"] = beside["learning_rates"] or (LEARNING_RATES[options["optimizer"]],)
+    settings = runs.Settings(
+        table=table,
+        target=target,
+        dropout=0.0,
+        label_smoothing=0.0,
+        schedule="constant",
+        patience=None,
+        weight_decay=WEIGHT_DECAYS[options["optimizer"]],
+        learning_rate=beside["learning_rates"][0],
+        **options,
+    )
+    return Wanted(settings, **beside)

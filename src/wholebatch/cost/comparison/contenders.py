@@ -1,0 +1,79 @@
+"""A norm on an engine, as something that can be started from any seed; and its best variant, by a short trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from wholebatch.cost.comparison import eager, ours
+from wholebatch.cost.comparison.problem import Problem
+from wholebatch.cost.comparison.record import EngineName, NormName
+from wholebatch.cost.comparison.timing import Burst, time_rounds
+from wholebatch.cost.comparison.trainer import Trainer
+from wholebatch.feedforward.settings import Architecture
+
+TRIAL_ROUNDS = 5
+TIMED_RATE = 1e-5
+"""Steps are timed with it: how long one takes does not depend on the rate, and a net that is trained on and on while it
+is timed stays in the range of ordinary numbers."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A norm on an engine, with threads and variant."""
+
+    norm: NormName
+    engine: EngineName
+    threads: int
+    how: str
+
+    def start(self, problem: Problem, seed: int, learning_rate: float) -> Trainer:
+        """A net with the seed's first weights, ready to be trained."""
+        make = ours.Ours if self.engine == "wholebatch" else eager.Eager
+        return make(problem, self.norm, seed, learning_rate, self.threads, self.how)
+
+
+def choose(
+    problem: Problem,
+    norms: Sequence[NormName],
+    engines: Sequence[EngineName],
+    threads: int,
+    burst_seconds: float,
+    tell: Callable[[float], None],
+) -> list[tuple[Entry, Burst]]:
+    """Each norm on each engine with the threads and the variant that were fastest in a trial, ready to be timed.
+
+    The trial is interleaved, like the timing that follows. Architectures that are the same net (no hidden layer, hence
+    no norm) are still measured one by one.
+
+    Args:
+        threads: tried beside 1.
+        burst_seconds: that a burst should take.
+        tell: called with the share that is done.
+    """
+    counts = sorted({1, threads})
+    candidates = [
+        Entry(norm, engine, count, how)
+        for norm in norms
+        for engine in engines
+        for count in counts
+        for how in (ours.variants() if engine == "wholebatch" else eager.VARIANTS)
+    ]
+    bursts = []
+    for done, entry in enumerate(candidates):
+        bursts.append(Burst(entry.start(problem, 0, TIMED_RATE), problem, burst_seconds))
+        tell(0.4 * done / len(candidates))
+    timings = time_rounds(bursts, TRIAL_ROUNDS, lambda done: tell(0.4 + 0.6 * done))
+    best: dict[tuple[NormName, EngineName], int] = {}
+    for index, entry in enumerate(candidates):
+        kept = best.setdefault((entry.norm, entry.engine), index)
+        if timings[index].median < timings[kept].median:
+            best[entry.norm, entry.engine] = index
+    return [(candidates[index], bursts[index]) for index in best.values()]
+
+
+def parameters(architecture: Architecture) -> int:
+    """Numbers that the net learns."""
+    from wholebatch.feedforward import FeedForward
+
+    return sum(tensor.numel() for tensor in FeedForward.of(architecture, device="meta").parameters())

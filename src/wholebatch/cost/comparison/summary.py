@@ -1,0 +1,175 @@
+"""What console and page both say: a contender's trainings taken together, and the sentences of the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wholebatch.cost.comparison import claim
+from wholebatch.cost.comparison.norms import words
+from wholebatch.cost.comparison.reaching import WELL_TRAINED, middle
+from wholebatch.cost.comparison.record import Claim, Comparison, Contender
+
+Spread = tuple[float | None, float | None, float | None]
+"""Median, least and most over seeds; None: not within this training."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A contender and its trainings.
+
+    Attributes:
+        over: how its step compares with none's on the same engine; None where that was not measured.
+        steps, seconds: to the target.
+        reached: trainings that have it, of ``seeds``.
+        diverged: trainings that ended early because a value was no longer finite.
+        best: mean over seeds of the highest validation score.
+    """
+
+    contender: Contender
+    over: Claim | None
+    steps: Spread
+    seconds: Spread
+    reached: int
+    seeds: int
+    diverged: int
+    best: float
+
+
+def summarise(record: Comparison) -> list[Summary]:
+    """Every contender, in the order of the record."""
+    claims = {(c.norm, c.engine): c for c in record.claims}
+    found = []
+    for contender in record.contenders:
+        runs = record.of(contender)
+        found.append(
+            Summary(
+                contender=contender,
+                over=claims.get((contender.norm, contender.engine)),
+                steps=middle([run.steps_to_target for run in runs]),
+                seconds=middle([run.seconds_to_target for run in runs]),
+                reached=sum(run.steps_to_target is not None for run in runs),
+                seeds=len(runs),
+                diverged=sum(run.diverged is not None for run in runs),
+                best=float(np.mean([run.best for run in runs])),
+            )
+        )
+    return found
+
+
+def missed(summary: Summary, record: Comparison) -> str:
+    """In place of a number that is not there."""
+    if summary.diverged == summary.seeds:
+        return "diverged"
+    some = f" ({summary.reached} of {summary.seeds} seeds did)" if summary.reached else ""
+    return f"not reached in {record.steps:,} steps{some}"
+
+
+def answers(record: Comparison) -> list[str]:
+    """What was found: the claim for batch norm on each engine, then the target, who reached it first, other norms."""
+    first = [claim.sentence(c) for c in record.claims if c.norm == "batch"]
+    rest = [claim.sentence(c) for c in record.claims if c.norm == "layer"]
+    other = [] if first else [claim.sentence(c) for c in record.claims if c.norm == "batch-after"]
+    to_target = _to_target(record)
+    found = [*first, *other, *to_target, *rest]
+    return found or [f"{len(record.contenders)} contenders were measured."]
+
+
+def _to_target(record: Comparison) -> list[str]:
+    target, summaries = record.target, summarise(record)
+    if target.score is None:
+        return [
+            f"No norm learned to predict {', '.join(record.target_columns)} better than a constant does "
+            f"({record.score_name} {target.constant:.4f}), so there is no target to reach."
+        ]
+    said = [target_sentence(record)]
+    for engine in dict.fromkeys(s.contender.engine for s in summaries):
+        reached = [(s.seconds[0], s) for s in summaries if s.contender.engine == engine and s.seconds[0] is not None]
+        if not reached:
+            said.append(f"On {claim.place(engine)} no norm reached it within {record.steps:,} steps.")
+            continue
+        least, fastest = min(reached, key=lambda pair: pair[0])
+        sentence = f"On {claim.place(engine)} {words(fastest.contender.norm)} was there first, after {duration(least)}"
+        none = next((s for s in summaries if (s.contender.norm, s.contender.engine) == ("none", engine)), None)
+        if none is not None and none is not fastest:
+            without = duration(none.seconds[0]) if none.seconds[0] is not None else missed(none, record)
+            sentence += f"; without a norm: {without}"
+        said.append(sentence + (" (medians over the seeds)." if len(record.seeds) > 1 else " (one seed)."))
+    return said
+
+
+def target_sentence(record: Comparison) -> str:
+    """The target and where it comes from."""
+    target = record.target
+    assert target.score is not None
+    if target.given:
+        return f"The target: a validation {record.score_name} of at least {target.score:g}, as asked for."
+    assert target.norm is not None
+    return (
+        f"The target: a validation {record.score_name} of at least {target.score:g}, the best that the weakest "
+        f"training which counts as well trained reached (with {words(target.norm)})."
+    )
+
+
+def notes(record: Comparison) -> list[str]:
+    """How it was measured, and what is doubtful."""
+    rates = sorted({contender.learning_rate for contender in record.contenders})
+    said = [
+        f"Net {'-'.join(map(str, record.sizes))}, {record.activation}, {record.optimizer}, mini-batches of "
+        f"{record.batch_size}, {record.epochs} epochs of {record.steps_per_epoch} steps, float32, "
+        f"{record.training_rows:,} rows to learn from and {record.validation_rows:,} to score; no dropout.",
+        "Every contender begins with the same weights in its linear layers and sees the same mini-batches in the same "
+        "order; the learning rate is constant.",
+        f"Each ran with 1 or {record.most_threads} threads, and torch with its fused or its foreach optimizer, "
+        "whichever was faster in a short trial."
+        if record.most_threads > 1
+        else "Each ran with 1 thread, and torch with its fused or its foreach optimizer, whichever was faster in a "
+        "short trial.",
+        f"Time per step: {len(record.contenders[0].timing.seconds)} interleaved rounds, each a burst of every "
+        "contender in a new order; what an epoch costs beside its steps is spread over them.",
+        f"Each training is scored every {record.evaluated_every} steps, so steps to the target are known no better; "
+        "its time comes from a second training over the same mini-batches, which is not stopped to be scored.",
+    ]
+    if record.trials:
+        tried = ", ".join(f"{rate:g}" for rate in dict.fromkeys(t.learning_rate for t in record.trials))
+        chosen = ", ".join(f"{words(t.norm)} {t.learning_rate:g}" for t in record.trials if t.chosen)
+        said.append(
+            f"Learning rates {tried} were tried for each norm on {claim.place(record.trials_engine or '')}; the one of "
+            f"the highest validation score was taken for both engines: {chosen}."
+        )
+    else:
+        said.append(
+            f"All were trained with the learning rate {rates[0]:g}, which was not tuned: a norm can do better with one "
+            "of its own (--learning-rates 0.001,0.003,0.01)."
+        )
+    if not record.target.given and record.target.score is not None:
+        said.append(
+            f"A training counts as well trained where it closes {WELL_TRAINED:.0%} of the gap between a constant "
+            f"prediction ({record.score_name} {record.target.constant:.4f}) and the best training. The target is taken "
+            "from these same trainings, so the weakest of them reaches it at its peak; --target-score sets one "
+            "beforehand."
+        )
+    if len(record.seeds) == 1:
+        said.append("One seed: differences between norms may be chance, and no spread can be given.")
+    diverged = [s for s in summarise(record) if s.diverged]
+    if diverged:
+        names = ", ".join(f"{words(s.contender.norm)} on {claim.place(s.contender.engine)}" for s in diverged)
+        said.append(f"Values that were no longer finite ended trainings of: {names}; a lower learning rate may help.")
+    return [*said, *record.notes]
+
+
+def duration(seconds: float | None) -> str:
+    """Three significant digits in the unit that suits."""
+    if seconds is None:
+        return "–"
+    if seconds == 0:
+        return "0 s"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size * 0.9995:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds * 1e6)} µs"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -51,3 +51,8 @@ def resolve_activation(activation: Activation) -> tuple[float, Callable[[Tensor]
     if not callable(activation):
         raise TypeError(f"activation is a {type(activation).__name__}; it must be a name or a function of a tensor")
     return 1.0, activation
+
+
+def activate(t: Tensor, slope: float) -> Tensor:
+    """``t`` where it is above 0, else ``slope * t``: what a kernel does, in torch's operations."""
+    return t if slope == 1 else F.relu(t) if slope == 0 else F.leaky_relu(t, slope)

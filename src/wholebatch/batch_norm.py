@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.kernels.batch_norm import Affine, Kernel, Reference, accumulation_dtype, find_rstd
+from wholebatch.kernels.batch_norm import Affine, Kernel, Reference, accumulation_dtype, counted, find_rstd
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting, Sharing
 
@@ -89,7 +89,7 @@ class BatchNormFunction(torch.autograd.Function):
         needs = ctx.needs_input_grad
         dresidual = (g if dt is None else dt) if ctx.has_residual and needs[3] else None
         if dresidual is g and mask is not None:
-            dresidual = g.where(mask, g.new_zeros(()))
+            dresidual = counted(g, mask)
         return (
             dz if needs[0] else None,
             sums[1] if weight is not None and needs[1] else None,
@@ -180,11 +180,7 @@ def _statistics_differentiable(
 ) -> tuple[Tensor, Tensor]:
     dims = [d for d in range(z.dim()) if d != 1]
     wide = (-1, *[1] * (z.dim() - 2))
-
-    def counted(x: Tensor) -> Tensor:
-        return x if mask is None else x.where(mask, x.new_zeros(()))
-
-    x = counted(z.to(accumulation_dtype(z.dtype)))
-    mean = shared(x.sum(dims)) / max(count, 1)
-    m2 = shared(counted(x - mean.view(wide)).square().sum(dims))
+    x = z.to(accumulation_dtype(z.dtype))
+    mean = shared(counted(x, mask).sum(dims)) / max(count, 1)
+    m2 = shared(counted(x - mean.view(wide), mask).square().sum(dims))
     return mean, Moments(count, mean, m2).rstd(eps)

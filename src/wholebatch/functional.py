@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wholebatch.activations import Activation, resolve_activation
+from wholebatch.activations import Activation, activate, resolve_activation
 from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
 from wholebatch.direct import can_go_directly, is_transformed, normalise_directly
 from wholebatch.inputs import check_inputs, shape_mask
-from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel, move_running
+from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel, counted, move_running
 from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
@@ -119,7 +119,7 @@ def batch_norm(
             residual,
             layer,
         )
-        return _finish(y, function, mask)
+        return y if function is None else counted(function(y), mask)  # a fused one is masked already
     sharing = sharing_of(process_group) if training else None  # evaluation needs nobody, nor a group that is up
     call = Call(choose_kernel(input, mask), eps, slope, sharing, layer)
     if not training:
@@ -144,7 +144,7 @@ def batch_norm(
         visit.record(call.moments)
     if save is not None and y.requires_grad:
         plan_output(y, input, call, Affine(weight, bias, residual, slope, mask))
-    return _finish(y, function, mask)
+    return y if function is None else counted(function(y), mask)  # a fused one is masked already
 
 
 def _run(
@@ -175,14 +175,6 @@ def _run(
     return y
 
 
-def _finish(y: Tensor, function: Callable[[Tensor], Tensor] | None, mask: Tensor | None) -> Tensor:
-    """The activation that is not fused: torch's own, and 0 again where an element does not count."""
-    if function is None:
-        return y
-    y = function(y)
-    return y if mask is None else y.where(mask, y.new_zeros(()))
-
-
 def _evaluate(
     input: Tensor,
     running_mean: Tensor | None,
@@ -192,14 +184,13 @@ def _evaluate(
     eps: float,
     mask: Tensor | None,
     slope: float,
-    function: Activation,
+    function: Callable[[Tensor], Tensor] | None,
     residual: Tensor | None,
 ) -> Tensor:
     """Evaluation in torch's own operations: what compilers fuse, and exporters have a name for."""
     y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     if residual is not None:
         y = y + residual
-    y = y if slope == 1 else F.relu(y) if slope == 0 else F.leaky_relu(y, slope)
-    if callable(function):
-        y = function(y)
-    return y if mask is None else y.where(shape_mask(mask, input), y.new_zeros(()))
+    y = activate(y, slope)
+    y = y if function is None else function(y)
+    return y if mask is None else counted(y, shape_mask(mask, input))

@@ -5,6 +5,7 @@ import functools
 from torch import Tensor
 
 from wholebatch.kernels.batch_norm.kernel import Affine, Kernel, accumulation_dtype
+from wholebatch.kernels.batch_norm.masking import counted
 from wholebatch.kernels.batch_norm.native import Native, serves
 from wholebatch.kernels.batch_norm.reference import Reference
 from wholebatch.kernels.batch_norm.statistics import find_rstd, move_running
@@ -18,6 +19,7 @@ __all__ = [
     "Steps",
     "accumulation_dtype",
     "choose_kernel",
+    "counted",
     "find_rstd",
     "move_running",
 ]

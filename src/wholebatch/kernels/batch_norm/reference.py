@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from wholebatch.activations import activate
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
+from wholebatch.kernels.batch_norm.masking import counted
 from wholebatch.moments import Moments
 
 
@@ -19,18 +20,11 @@ class Reference:
         if count == 0:
             zero = x.new_zeros(channels)
             return Moments(0, zero, zero)
-        if mask is not None:
-            x = x.where(mask, x.new_zeros(()))  # a product with 0 would keep nan and inf of elements that do not count
-        mean = x.sum(dims) / count
-        deviation = x - _wide(mean, z)
-        if mask is not None:
-            deviation = deviation.where(mask, x.new_zeros(()))
-        return Moments(count, mean, deviation.square().sum(dims))
+        mean = counted(x, mask).sum(dims) / count
+        return Moments(count, mean, counted(x - _wide(mean, z), mask).square().sum(dims))
 
     def apply(self, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
-        t = _before_activation(z, mean, rstd, affine)
-        y = t if affine.slope == 1 else F.relu(t) if affine.slope == 0 else F.leaky_relu(t, affine.slope)
-        return y if affine.mask is None else y.where(affine.mask, y.new_zeros(()))
+        return counted(activate(_before_activation(z, mean, rstd, affine), affine.slope), affine.mask)
 
     def forward(self, z: Tensor, eps: float, affine: Affine) -> tuple[Tensor, Moments, Tensor]:
         moments = self.moments(z, affine.mask)
@@ -49,9 +43,7 @@ class Reference:
         if sums is not None:
             first, second = (sums / max(count, 1)).unbind()
             dz = dz - _wide(first, z) - _normalised(z, mean, rstd, affine.mask) * _wide(second, z)
-        dz = dz * _wide(rstd if affine.weight is None else affine.weight * rstd, z)
-        if affine.mask is not None:
-            dz = dz.where(affine.mask, dz.new_zeros(()))
+        dz = counted(dz * _wide(rstd if affine.weight is None else affine.weight * rstd, z), affine.mask)
         return dz.to(z.dtype), None if affine.residual is None else dt
 
     def backward(
@@ -74,8 +66,7 @@ def _wide(vector: Tensor, z: Tensor) -> Tensor:
 
 
 def _normalised(z: Tensor, mean: Tensor, rstd: Tensor, mask: Tensor | None) -> Tensor:
-    xhat = (_accumulated(z) - _wide(mean, z)) * _wide(rstd, z)
-    return xhat if mask is None else xhat.where(mask, xhat.new_zeros(()))
+    return counted((_accumulated(z) - _wide(mean, z)) * _wide(rstd, z), mask)
 
 
 def _before_activation(z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
@@ -93,4 +84,4 @@ def _through_activation(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine
     if affine.slope != 1:
         rises = _before_activation(z, mean, rstd, affine) > 0
         g = g.where(rises, g * affine.slope if affine.slope else g.new_zeros(()))
-    return g if affine.mask is None else g.where(affine.mask, g.new_zeros(()))
+    return counted(g, affine.mask)

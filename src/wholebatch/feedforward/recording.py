@@ -11,6 +11,9 @@ import numpy as np
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.native import NativeEngine
 
+MOST_FACTOR = 100
+"""Beyond it a step is nothing but idling, and Ctrl-C is answered late."""
+
 
 class Doing(IntEnum):
     """What a thread did until a mark; the four last ones are ways of being at a meeting (native/timeline.h)."""
@@ -44,6 +47,14 @@ class Delay:
 
     thread: int
     factor: float
+
+    def check(self, threads: int) -> None:
+        """Raise ValueError where there are not so many threads, or the factor is not in 1..100."""
+        if not 0 <= self.thread < threads:
+            there = f"there are threads 0 to {threads - 1}" if threads > 1 else "there is only thread 0"
+            raise ValueError(f"thread {self.thread} is to be slow, but {there}; ask for more threads, or name another")
+        if not 1 <= self.factor <= MOST_FACTOR:
+            raise ValueError(f"a thread is to compute {self.factor:g} times as long; choose from 1 to {MOST_FACTOR}")
 
 
 @dataclass(frozen=True)
@@ -83,20 +94,15 @@ class RecordingEngine(NativeEngine):
         Neither ``record`` nor ``delay`` (which needs ``record``) changes any number.
 
         Raises:
-            ValueError: a delay without recording, of a thread that is not there, or by a factor below 1; a loss that is
-                not finite.
+            ValueError: a delay without recording, of a thread that is not there, or by a factor outside 1..100; a loss
+                that is not finite.
         """
         rows = int(np.diff(offsets).max())
         network, threads = self._network(rows), self.plan(rows)[0]
         if delay is not None:
             if not record:
                 raise ValueError("a delay is injected where marks are made: pass record=True")
-            if not 0 <= delay.thread < threads:
-                raise ValueError(f"thread {delay.thread} is to be slow, but there are threads 0 to {threads - 1}")
-            if not delay.factor >= 1:
-                raise ValueError(
-                    f"thread {delay.thread} is to take {delay.factor} times as long; it must be at least 1"
-                )
+            delay.check(threads)
         self._load(network)
         rates = np.ascontiguousarray(learning_rates, dtype=np.float64)
         steps = len(offsets) - 1

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Stages:
-    """Progress on stderr; use it in a ``with`` block around the work, and call it with each stage and its share done."""
+    """Progress on stderr: use it in a ``with`` block around the work; call it with each stage and its share done."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from wholebatch.cost.comparison import eager, ours
 from wholebatch.cost.comparison.problem import Problem
 from wholebatch.cost.comparison.record import EngineName, NormName
-from wholebatch.cost.comparison.timing import Burst, time_rounds
+from wholebatch.cost.comparison.timing import Burst
 from wholebatch.cost.comparison.trainer import Trainer
 from wholebatch.feedforward.settings import Architecture
 
 TRIAL_ROUNDS = 5
+HOPELESS = 2.0
 TIMED_RATE = 1e-5
 """Steps are timed with it: how long one takes does not depend on the rate, and a net that is trained on and on while it
 is timed stays in the range of ordinary numbers."""
@@ -62,14 +64,32 @@ def choose(
     bursts = []
     for done, entry in enumerate(candidates):
         bursts.append(Burst(entry.start(problem, 0, TIMED_RATE), problem, burst_seconds))
-        tell(0.4 * done / len(candidates))
-    timings = time_rounds(bursts, TRIAL_ROUNDS, lambda done: tell(0.4 + 0.6 * done))
-    best: dict[tuple[NormName, EngineName], int] = {}
+        tell(0.5 * done / len(candidates))
+    groups: dict[tuple[NormName, EngineName], list[int]] = {}
     for index, entry in enumerate(candidates):
-        kept = best.setdefault((entry.norm, entry.engine), index)
-        if timings[index].median < timings[kept].median:
-            best[entry.norm, entry.engine] = index
-    return [(candidates[index], bursts[index]) for index in best.values()]
+        groups.setdefault((entry.norm, entry.engine), []).append(index)
+    best = _fastest(bursts, list(groups.values()), lambda done: tell(0.5 + 0.5 * done))
+    return [(candidates[index], bursts[index]) for index in best]
+
+
+def _fastest(bursts: Sequence[Burst], groups: Sequence[Sequence[int]], tell: Callable[[float], None]) -> list[int]:
+    """The burst of the least median in each group, after interleaved rounds.
+
+    One that is :data:`HOPELESS` times as slow as the best of its group takes no further part: on busy cores a team of
+    threads may wait for its slowest so long that the trial would take a minute.
+    """
+    active = [list(group) for group in groups]
+    seconds: list[list[float]] = [[burst.first] for burst in bursts]
+    for turn in range(TRIAL_ROUNDS):
+        for group in active:
+            least = min(median(seconds[index]) for index in group)
+            group[:] = [index for index in group if median(seconds[index]) <= HOPELESS * least]
+        for group in active:
+            for index in group:
+                if len(group) > 1:
+                    seconds[index].append(bursts[index].run())
+        tell((turn + 1) / TRIAL_ROUNDS)
+    return [min(group, key=lambda index: median(seconds[index])) for group in active]
 
 
 def parameters(architecture: Architecture) -> int:

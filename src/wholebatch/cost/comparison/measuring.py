@@ -43,7 +43,7 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
     """
     tell("reading the table", 0.0)
     problem, prepared, notes = make(wanted)
-    every = wanted.evaluate_every or max(1, problem.steps_per_epoch * wanted.run.epochs // EVALUATIONS)
+    every = wanted.evaluate_every or -(-problem.steps_per_epoch * wanted.run.epochs // EVALUATIONS)
     with _threads_of_torch():
         chosen = choose(
             problem,

@@ -29,14 +29,17 @@ class Burst:
 
     Args:
         seconds: that a burst should take; it is a whole number of calls, so it may take longer.
+
+    Attributes:
+        first: seconds per step of the first few that were timed.
     """
 
     def __init__(self, trainer: Trainer, problem: Problem, seconds: float) -> None:
         self.trainer, self.problem = trainer, problem
         self._offsets, self._epoch = problem.offsets, 0
         self.warm(seconds)
-        step = self._pass(self._part(LEAST_STEPS)) / min(LEAST_STEPS, problem.steps_per_epoch)
-        wanted = max(LEAST_STEPS, int(seconds / max(step, 1e-7)))
+        self.first = self._pass(self._part(LEAST_STEPS)) / self._part(LEAST_STEPS)
+        wanted = max(LEAST_STEPS, int(seconds / max(self.first, 1e-7)))
         self._call = self._part(wanted)
         self._calls = max(1, wanted // self._call)
 

@@ -25,6 +25,10 @@ _NESTED = frozenset(
 )
 _ABSENT = object()
 
+SHARED = (
+    "The layers normalise over all ranks together, and torch.nn's over each rank alone, with other results: the "
+    "difference is the price of sharing."
+)
 _State = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -66,6 +70,8 @@ class Change:
                 self.undo()
             if self.layers:
                 self.notes = [f"{way}: {warning.message}" for warning in caught]
+                if way == "revert" and any(getattr(norm.module, "process_group", None) for norm in self.layers):
+                    self.notes.append(SHARED)
                 return
 
     def apply(self) -> None:

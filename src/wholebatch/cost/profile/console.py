@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wholebatch.cost.profile.record import Layer, Profile, Times
-from wholebatch.cost.profile.words import answer, kind, notes, percent, seconds, within
+from wholebatch.cost.profile.words import answer, kind, notes, percent, seconds, total, within
 
 
 def tell(record: Profile) -> list[RenderableType]:
@@ -77,11 +77,6 @@ def _ranks(record: Profile) -> Table:
         ]
         table.add_row(*map(Text, row))
     return table
-
-
-def total(times: Times) -> float:
-    """Medians of forward and backward together, in seconds."""
-    return times.forward.median + (times.backward.median if times.backward else 0.0)
 
 
 def _table(*left: str, right: tuple[str, ...]) -> Table:

@@ -156,7 +156,8 @@ class Profile(BaseModel):
         overhead: of the probes: by how much a step with them is slower on rank 0; None: too few steps to tell.
         layers: in the order in which the model holds them.
         ranks: in rank order.
-        slowest: the rank for which the others waited longest; None: nobody waited, or it is not known.
+        slowest: the rank for which the others waited more than twice as long as for any other; None: there is none, or
+            it is not known.
         conversion: None where there was nothing to convert or revert, or where that was not asked for.
         notes: what is special here, in sentences.
     """

@@ -16,6 +16,7 @@ from wholebatch.cost.profile.probes import Visit
 from wholebatch.cost.profile.record import Conversion, Estimate, Layer, Profile, Rank, Spread, Times
 from wholebatch.cost.profile.samples import Samples, Trace
 
+CLEARLY = 2.0  # times as long as for any other rank has to be waited for the one that is called the slowest
 LEAST_PAIRS = 6  # fewer have no 95 % interval: 2 * (1/2)^5 is above 5 %
 
 
@@ -55,7 +56,7 @@ def summarise(
         except ValueError as error:
             notes.append(f"Waiting is not told apart from exchanging: {error}.")
     ranks = [_rank(number, one, shares) for number, one in enumerate(samples)]
-    waited = [] if shares is None else [float(each.sum()) for each in shares.caused]
+    waited = np.zeros(len(samples)) if shares is None else shares.caused.sum(axis=1)
     layers = [
         _layer(norm, visit, own, place, change) for place, (norm, visit) in enumerate(zip(norms, visits, strict=True))
     ]
@@ -71,10 +72,18 @@ def summarise(
         overhead=estimate(_compare(own.plain, own.probed.seconds, own.burst)),
         layers=layers,
         ranks=ranks,
-        slowest=int(np.argmax(waited)) if waited and max(waited) > 0 else None,
+        slowest=_slowest(waited),
         conversion=None if change is None else _conversion(own, change),
         notes=notes,
     )
+
+
+def _slowest(waited: np.ndarray) -> int | None:
+    """The rank that was waited for by far the longest; None where ranks wait for each other by turns."""
+    order = np.argsort(waited)
+    if len(order) < 2 or waited[order[-1]] <= CLEARLY * waited[order[-2]]:
+        return None
+    return int(order[-1])
 
 
 def _rank(number: int, samples: Samples, shares: Shares | None) -> Rank:

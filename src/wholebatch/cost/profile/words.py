@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wholebatch.cost.profile.record import Conversion, Estimate, Layer, Profile, Rank, Spread
+from wholebatch.cost.profile.record import Conversion, Estimate, Layer, Profile, Rank, Spread, Times
 
 NOTICEABLE = 0.05  # an overhead of the probes that is told as a doubt
 
@@ -72,8 +72,12 @@ def seconds(value: float) -> str:
     """With three digits and a unit that fits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
-    return f"{value * 1e6:.3g} µs"
+            return f"{_digits(value / size)} {unit}"
+    return f"{_digits(value * 1e6)} µs"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def percent(share: float) -> str:
@@ -87,7 +91,12 @@ def within(spread: Spread | None) -> str:
         return "-"
     text = seconds(spread.median)
     size = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}[text.split()[-1]]
-    return f"{text} ({spread.low / size:.3g} to {spread.high / size:.3g})"
+    return f"{text} ({_digits(spread.low / size)} to {_digits(spread.high / size)})"
+
+
+def total(times: Times) -> float:
+    """Medians of forward and backward together, in seconds."""
+    return times.forward.median + (times.backward.median if times.backward else 0.0)
 
 
 def count(number: int, what: str) -> str:
@@ -147,4 +156,6 @@ def _about_ranks(record: Profile) -> list[str]:
             f"The slowest is {name(slowest)}: it came last to {slowest.last} of {of} meetings, and the others together "
             f"waited {seconds(slowest.caused.median)} a step for it."
         )
+    else:
+        said.append("No rank is the slowest: they wait for each other by turns.")
     return said

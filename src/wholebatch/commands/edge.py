@@ -25,7 +25,9 @@ SUBCOMMANDS = {
     "train": "Train a net on a table.",
     "predict": "Predict the rows of another table.",
     "compare": "Compare norms: per step, and to a target score.",
+    "timeline": "Show one step of the engine, thread by thread: who waits for whom.",
     "profile": "Measure what normalisation layers take of your own training step.",
+    "plan": "Predict steps and waits with more workers, and check the predictions.",
     "report": "Make a report again: of a run, or of what was measured.",
 }
 

@@ -1,1 +1,1 @@
-"""To be written by its owner."""
+"""What a step would take with more workers: predicted from one worker's, and checked against ranks of this host."""

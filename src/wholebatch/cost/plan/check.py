@@ -1,0 +1,97 @@
+"""The model held against real ranks of this host: it predicts their steps from one that computes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from wholebatch.cost.plan.forecast import STEPS
+from wholebatch.cost.plan.measuring import Measured, describe, fit_lognormal, measure_steps
+from wholebatch.cost.plan.outcome import Outcome, Team, exchanges
+from wholebatch.cost.plan.ranks import run_ranks
+from wholebatch.cost.plan.record import Check, Checked, Network, Synchronisation
+from wholebatch.cost.plan.simulation import simulate
+from wholebatch.cost.plan.stretches import Stretch, split
+from wholebatch.cost.plan.trial import Shape, Times
+
+
+def check(
+    shape: Shape,
+    ranks: Sequence[int],
+    network: Network,
+    cores: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> Check:
+    """Predict and measure steps of each number of ``ranks``.
+
+    A rank's compute is predicted as that of a rank alone, times ranks over cores where there are more ranks than cores.
+
+    Args:
+        shape: of the net and of a rank's mini-batch.
+        ranks: numbers of ranks, each at least 2.
+        network: of this host, measured between two ranks.
+        cores: that the ranks may use.
+        seconds: to measure each number of ranks for.
+        say: is told what is done.
+
+    Raises:
+        RankError: a rank failed.
+    """
+    lines: list[Checked] = []
+    for number in ranks:
+        say(f"check: {number} ranks on {cores} cores")
+        lines += compare(shape, run_ranks(measure_steps, number, shape, seconds), network, cores)
+    return Check(hidden=list(shape.hidden), rows=shape.rows, cores=cores, network=network, lines=lines)
+
+
+def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores: int) -> list[Checked]:
+    """What the ranks measured beside what the model makes of it, for batch norm over all of them and over each."""
+    number, crowding = len(measured), max(1.0, len(measured) / cores)
+    network = network.model_copy(update={"exchange": measured[0].way})
+    alone = [times for one in measured for times in one.alone]
+    stretches = split(describe(shape, alone, number), factor=crowding)
+    whole, own = Team(number, number), Team(number, 1)
+    predicted = _simulate(stretches, network, (whole, own))
+    of_all = [times for one in measured for times in one.together]
+    of_none = [times for one in measured for times in one.apart]
+    mean, spread = fit_lognormal(np.array([times.step - times.idle for times in of_none]))
+    told = _simulate(split(describe(shape, of_all, number)), network, (whole,)) | _simulate(
+        [Stretch(float(mean), float(spread), shape.gradient_bytes, gradients=True)], network, (own,)
+    )
+    alone_us = float(np.median([times.step - times.idle for times in alone])) * 1e6
+    lines = []
+    teams: list[tuple[Synchronisation, Team, list[list[Times]]]] = [
+        ("all", whole, [one.together for one in measured]),
+        ("none", own, [one.apart for one in measured]),
+    ]
+    for synchronisation, team, by_rank in teams:
+        steps = np.mean([[times.step for times in of_rank] for of_rank in by_rank], axis=0) * 1e6
+        idle = float(np.mean([[times.idle for times in of_rank] for of_rank in by_rank])) * 1e6
+        p20, p50, p80 = np.quantile(steps, [0.2, 0.5, 0.8]).tolist()
+        exchanged = sum(exchanges(stretches, network, team))
+        lines.append(
+            Checked(
+                workers=number,
+                synchronisation=synchronisation,
+                steps=len(steps),
+                predicted_us=predicted[team].p50_us,
+                median_us=p50,
+                p20_us=p20,
+                p80_us=p80,
+                error_percent=100 * (predicted[team].p50_us / p50 - 1),
+                alone_us=alone_us,
+                crowding=crowding,
+                predicted_idle_us=predicted[team].wait_us + exchanged,
+                measured_idle_us=idle,
+                compute_us=float(steps.mean()) - idle,
+                told_us=told[team].p50_us,
+                told_error_percent=100 * (told[team].p50_us / p50 - 1),
+            )
+        )
+    return lines
+
+
+def _simulate(stretches: Sequence[Stretch], network: Network, teams: Sequence[Team]) -> dict[Team, Outcome]:
+    return simulate(stretches, {team: exchanges(stretches, network, team) for team in teams}, STEPS, seed=0)

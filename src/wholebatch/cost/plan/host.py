@@ -1,0 +1,41 @@
+"""What this host measures for a plan: one rank's step, and what messages between two ranks take."""
+
+from __future__ import annotations
+
+from wholebatch.cost.plan.measuring import (
+    CHANNELS,
+    FEW_BYTES,
+    describe,
+    fit_link,
+    measure_links,
+    measure_steps,
+    meeting_bytes,
+    more_bytes,
+)
+from wholebatch.cost.plan.ranks import run_ranks
+from wholebatch.cost.plan.record import Network, Workload
+from wholebatch.cost.plan.trial import Shape
+
+
+def measure_workload(shape: Shape, seconds: float) -> Workload:
+    """One rank's step, all by itself.
+
+    Raises:
+        RankError: the rank failed.
+    """
+    (measured,) = run_ranks(measure_steps, 1, shape, seconds, False)
+    return describe(shape, measured.alone, workers=1)
+
+
+def measure_network(gradient_bytes: int, seconds: float) -> Network:
+    """Between two ranks of this host: batch norm's meetings as they are held here, and sums of gradients by gloo.
+
+    Raises:
+        RankError: a rank failed.
+    """
+    times, _ = run_ranks(measure_links, 2, gradient_bytes, seconds)
+    return Network(
+        meetings=fit_link([meeting_bytes(channels) for channels in CHANNELS], times.meetings),
+        gradients=fit_link([FEW_BYTES, more_bytes(gradient_bytes)], times.gradients),
+        exchange=times.way,
+    )

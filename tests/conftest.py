@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from wholebatch.kernels import native_available
+from wholebatch.kernels.batch_norm import Kernel, Native, Reference
 
 # The results of torch depend on its number of threads, and two test workers with all cores each are in each other's way
 # (measured on four busy cores: 47 ms for a batch norm of 16 rows). The variable reaches the processes that tests start.
@@ -35,6 +36,14 @@ def engine(request: pytest.FixtureRequest) -> str:
     if name == "native" and not native_available():
         pytest.skip("the compiled part of wholebatch is missing: no C++ compiler was found when it was installed")
     return name
+
+
+@pytest.fixture(params=["reference", "native"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """A kernel of batch norm."""
+    if request.param == "native" and not native_available():
+        pytest.skip("the compiled part of wholebatch is missing: no C++ compiler was found when it was installed")
+    return Native() if request.param == "native" else Reference()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import run
 from wholebatch import kernels
 
 ROOT = Path(__file__).parent.parent
@@ -65,17 +66,10 @@ print(child.exitcode, epoch() > 0)
 native_only = pytest.mark.skipif(not kernels.native_available(), reason="the compiled part is missing here")
 
 
-def run_program(program: str, *arguments: str, instruction_set: str) -> subprocess.CompletedProcess[str]:
-    """The program in a fresh interpreter, because the set is chosen once per net and the variable is the process's."""
-    environment = {**os.environ, "WHOLEBATCH_INSTRUCTION_SET": instruction_set}
-    command = [sys.executable, "-W", "error", "-c", program, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 @native_only
 @pytest.mark.parametrize("name", SETS)
 def test_every_build_agrees_with_the_reference(name: str) -> None:
-    result = run_program(PROGRAM, name, instruction_set=name)
+    result = run(PROGRAM, name, WHOLEBATCH_INSTRUCTION_SET=name)
     if "this processor has" in result.stderr:
         pytest.skip(f"this processor has no {name}")
     assert result.returncode == 0, result.stderr
@@ -99,7 +93,7 @@ def test_an_unknown_instruction_set_lists_the_known_ones() -> None:
         "from wholebatch import kernels\n"
         "try:\n    kernels.instruction_set()\nexcept ValueError as error:\n    print(error)"
     )
-    result = run_program(program, instruction_set="sse9")
+    result = run(program, WHOLEBATCH_INSTRUCTION_SET="sse9")
     assert result.returncode == 0, result.stderr
     for part in ("'sse9'", "known are avx512, avx2 and portable", "this processor has:", "portable"):
         assert part in result.stdout

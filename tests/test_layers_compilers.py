@@ -171,6 +171,18 @@ def test_fx_keeps_our_layers_whole(net: Net) -> None:
     torch.testing.assert_close(traced(X), copy.deepcopy(net)(X), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripting_is_refused_with_a_way_that_works() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+    wholebatch.convert(net)
+    for model in (net, wholebatch.BatchNorm1d(4)):
+        with pytest.raises(TypeError, match=r"cannot be scripted.*revert\(copy\.deepcopy\(model\)\).*torch\.export"):
+            torch.jit.script(model)
+    z = torch.randn(5, 3)
+    scripted = torch.jit.script(wholebatch.revert(copy.deepcopy(net)))
+    torch.testing.assert_close(scripted(z), net(z), rtol=1e-6, atol=1e-6)  # torch's sums, in another order
+
+
 def test_autocast_gives_half_types_and_statistics_in_float32(net: Net) -> None:
     twin = copy.deepcopy(net)
     theirs = nn.BatchNorm2d(4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,13 @@ class WholeBatchNorm(_BatchNorm):
             if value is not None and not isinstance(value, nn.Module):
                 parts.append(f"{key}={_short(value)}")
         return ", ".join(parts)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first, of every module of a model."""
+        raise TypeError(
+            f"{self.name} cannot be scripted: TorchScript knows nothing of who shares a mini-batch. Script a copy that "
+            "has PyTorch's own layers, wholebatch.revert(copy.deepcopy(model)), or use torch.compile or torch.export"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if not isinstance(self.process_group, str):

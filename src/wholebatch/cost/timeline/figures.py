@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 
 from wholebatch.cost.timeline.record import Habit, Kind, Span, Step, Timeline
 from wholebatch.pages.pictures import Picture, arrange, plain
@@ -13,7 +14,8 @@ from wholebatch.pages.pictures import Picture, arrange, plain
 KINDS: tuple[tuple[Kind, str], ...] = (("compute", "compute"), ("wait", "wait"), ("merge", "merge"))
 IDLE = {"color": "rgba(128,136,150,0.35)", "pattern": {"shape": "/", "size": 6, "solidity": 0.25}}
 EDGE = {"width": 0.6, "color": "rgba(128,136,150,0.7)"}
-MOST_THREADS = 16
+THREAD_COLORS = qualitative.Safe  # also for those who do not tell all colours apart
+MOST_THREADS = len(THREAD_COLORS)
 """Up to which the threads are told apart by colour."""
 
 
@@ -39,7 +41,12 @@ def draw_lanes(record: Timeline) -> Picture:
         for meeting in step.meetings
     ]
     layout = arrange(
-        xaxis={"title": {"text": "µs since the step began"}, "rangemode": "tozero", "zeroline": False},
+        xaxis={
+            "title": {"text": "µs since the step began"},
+            "rangemode": "tozero",
+            "zeroline": False,
+            "tickformat": ",",
+        },
         yaxis={"type": "category", "categoryarray": _lanes(threads), "autorange": "reversed", "showgrid": False},
         hovermode="closest",
         barmode="overlay",
@@ -69,7 +76,8 @@ def draw_waits(record: Timeline) -> Picture:
             "symmetric": False,
             "array": [(h.wait_ns.p80 - h.wait_ns.median) / 1e3 for h in record.habits],
             "arrayminus": [(h.wait_ns.median - h.wait_ns.p20) / 1e3 for h in record.habits],
-            "thickness": 1.2,
+            "thickness": 1.4,
+            "color": "rgba(128,136,150,0.95)",
         },
         customdata=[[plain(h.purpose), h.wait_ns.p20 / 1e3, h.wait_ns.p80 / 1e3] for h in record.habits],
         hovertemplate="%{y}<br>for: %{customdata[0]}<br>%{x:.1f} µs a thread<br>"
@@ -77,14 +85,14 @@ def draw_waits(record: Timeline) -> Picture:
         marker={"line": {"width": 0}},
     )
     layout = arrange(
-        xaxis={"title": {"text": "µs of waiting, mean of the threads"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "µs of waiting, mean of the threads"}, "rangemode": "tozero", "tickformat": ","},
         yaxis={"type": "category", "categoryarray": names, "autorange": "reversed"},
         hovermode="closest",
         showlegend=False,
         margin={"t": 8},
     )
     words = "The median over all recorded steps; the line goes from the 20th to the 80th percentile."
-    return Picture("waits", "Waiting by layer", words, go.Figure(bars, layout), "half", _height(names))
+    return Picture("waits", "Waiting by layer", words, go.Figure(bars, layout), "wide", _height(names))
 
 
 def draw_lasts(record: Timeline) -> Picture:
@@ -98,7 +106,7 @@ def draw_lasts(record: Timeline) -> Picture:
             name=f"thread {thread}",
             customdata=[habit.last_counts[thread] for habit in record.habits],
             hovertemplate=f"%{{y}}<br>thread {thread} came last in %{{customdata:,}} steps (%{{x:.0%}})<extra></extra>",
-            marker={"line": EDGE},
+            marker={"line": EDGE, "color": THREAD_COLORS[thread]},
         )
         for thread in range(record.settings.threads)
     ]
@@ -107,9 +115,10 @@ def draw_lasts(record: Timeline) -> Picture:
         yaxis={"type": "category", "categoryarray": names, "autorange": "reversed"},
         hovermode="closest",
         barmode="stack",
+        legend={"traceorder": "normal"},
     )
     words = "A thread that is last everywhere holds the others up; where everyone is last in turn, nobody does."
-    return Picture("lasts", "Who came last", words, go.Figure(traces, layout), "half", _height(names))
+    return Picture("lasts", "Who came last", words, go.Figure(traces, layout), "wide", _height(names))
 
 
 def _bars(spans: list[Span], name: str, marker: Any) -> go.Bar:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wholebatch.cost.timeline.labels import KINDS, MANNERS, PHASES, layer_name, purpose
-from wholebatch.cost.timeline.record import Habit, Kind, Meeting, Settings, Share, Span, Spread, Step
+from wholebatch.cost.timeline.record import Habit, Kind, Manner, Meeting, Settings, Share, Span, Spread, Step
 from wholebatch.feedforward.recording import Doing, Marks, Stage
 
 
@@ -86,6 +86,15 @@ class Lanes:
         """By thread, over all steps that count."""
         begin, end = int(self.ends[self.warm - 1]), int(self.ends[-1])
         return [self._share(thread, begin, end) for thread in range(len(self.marks))]
+
+    def manners(self) -> dict[Manner, int]:
+        """Nanoseconds of each way of waiting, all threads together, over all steps that count."""
+        totals: dict[Manner, int] = dict.fromkeys(MANNERS.values(), 0)
+        for lane in self.marks:
+            starts, stops = _cut(lane, int(self.ends[self.warm - 1]), int(self.ends[-1]))
+            for doing, manner in MANNERS.items():
+                totals[manner] += int((stops - starts)[lane.doing[1:] == doing].sum())
+        return totals
 
     def habits(self) -> list[Habit]:
         """Each meeting of a step, over all steps that count."""

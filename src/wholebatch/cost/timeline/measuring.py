@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy.stats
 
 from wholebatch.cost.timeline.lanes import Lanes, spread
 from wholebatch.cost.timeline.problem import Problem, Wanted, make
@@ -17,7 +18,7 @@ WARM_STEPS = 8
 """Before the recorded ones, in the same run: threads awake, buffers and table in cache."""
 BURST_SECONDS = 0.01
 """Waking the threads for a run takes about 50 µs of it."""
-LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+LEAST_ROUNDS, MOST_ROUNDS = 7, 300
 MOST_BURST_STEPS = 2000
 COUNTED_MARKS = 100_000
 
@@ -76,15 +77,28 @@ def _overhead(runner: _Runner, rounds: int, burst: int) -> Overhead:
             nanoseconds[record].append(seconds / burst * 1e9)
             marks = made or marks
     without, recorded = np.array(nanoseconds[False]), np.array(nanoseconds[True])
+    low, high = _median_interval(recorded / without)
     return Overhead(
         rounds=rounds,
         steps_per_burst=burst,
         without_ns=spread(without),
         with_ns=spread(recorded),
         ratio=spread(recorded / without),
+        ratio_low=low,
+        ratio_high=high,
         mark_ns=min(native_module().mark_cost(COUNTED_MARKS) for _ in range(3)),
         marks_per_step=sum(lane.step.size for lane in marks) / (len(marks) * burst),
     )
+
+
+def _median_interval(values: np.ndarray) -> tuple[float, float]:
+    """The order statistics between which the median lies with a confidence of at least 95 %.
+
+    Each value is above the median or below it with equal chance, whatever the distribution (the sign test).
+    """
+    ordered = np.sort(values)
+    outside = max(1, int(scipy.stats.binom.ppf(0.025, len(ordered), 0.5)))
+    return float(ordered[outside - 1]), float(ordered[-outside])
 
 
 def _assemble(wanted: Wanted, settings: Settings, overhead: Overhead, lanes: Lanes) -> Timeline:
@@ -102,6 +116,7 @@ def _assemble(wanted: Wanted, settings: Settings, overhead: Overhead, lanes: Lan
         steps=len(durations),
         step_ns=spread(durations),
         shares=lanes.shares(),
+        manners=lanes.manners(),
         median=lanes.step(int(by_length[(len(durations) - 1) // 2])),
         slowest=lanes.step(int(by_length[-1])),
         shown=wanted.shown,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from wholebatch.tables.bundled import BUNDLED
 
 RANDOM = "random"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+OVERHEAD_SECONDS = 4.0
 MINI_BATCHES = 16
 """Of random rows: they are not all in the cache of small nets, as those of a table would not be."""
 
@@ -51,7 +52,7 @@ class Wanted:
     dtype: Literal["float32", "float64"] = "float32"
     delay: Delay | None = None
     shown: Literal["median", "slowest"] = "median"
-    overhead_seconds: float = 4.0
+    overhead_seconds: float = field(default_factory=lambda: OVERHEAD_SECONDS)
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "steps"):

@@ -97,6 +97,7 @@ class Overhead(Model):
         rounds, steps_per_burst: how it was measured.
         without_ns, with_ns: a step, over the rounds.
         ratio: with over without, over the rounds.
+        ratio_low, ratio_high: between them lies the median ratio with a confidence of 95 %.
         mark_ns: one mark, in a loop of nothing else.
         marks_per_step: of one thread, the mean over threads and steps.
     """
@@ -106,6 +107,8 @@ class Overhead(Model):
     without_ns: Spread
     with_ns: Spread
     ratio: Spread
+    ratio_low: float
+    ratio_high: float
     mark_ns: Nanoseconds
     marks_per_step: Annotated[float, Field(ge=0)]
 
@@ -217,6 +220,7 @@ class Timeline(Model):
         steps: how many were recorded, after those that warmed up.
         step_ns: a step, over the recorded ones.
         shares: by thread, over all recorded steps.
+        manners: what the threads' waiting was, over all recorded steps, in nanoseconds.
         median, slowest: the steps of median and of longest duration.
         shown: which of them the console, the page and the trace begin with.
         habits: the meetings, over all recorded steps.
@@ -229,6 +233,7 @@ class Timeline(Model):
     steps: Annotated[int, Field(ge=1)]
     step_ns: Spread
     shares: list[Share]
+    manners: dict[Manner, Count]
     median: Step
     slowest: Step
     shown: Literal["median", "slowest"] = "median"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from wholebatch.cost.timeline.record import Kind, Meeting, Phase, Step, Timeline
+from wholebatch.cost.timeline.record import Kind, Manner, Meeting, Phase, Step, Timeline
 from wholebatch.pages.section import Cell, Table
 
 BAR = 0.02
 """Of a step: recording is to cost less."""
+MANNERS: dict[Manner, str] = {
+    "spinning": "spinning",
+    "yielding": "yielding the core",
+    "parked": "parked by the system",
+    "waking": "letting the others go",
+}
+SHOWN = {"median": "The step of median duration", "slowest": "The slowest step"}
 PHASES: tuple[Phase, ...] = ("forward", "loss", "backward", "update")
 
 
@@ -51,6 +58,7 @@ def answer(record: Timeline) -> list[str]:
         f"where thread {usual} came last in {percent(most.last_counts[usual] / record.steps)} of the steps.",
         f"Computing took {percent(share_of(record, 'compute'))} of the threads' time, and merging moments and sums "
         f"{percent(share_of(record, 'merge'))}.",
+        _manner(record),
         _lateness(record),
     ]
     if record.straggler is not None:
@@ -98,11 +106,24 @@ def tables(record: Timeline) -> dict[str, Table]:
     return found | ({"meetings": _meetings(record)} if record.habits else {})
 
 
+def _manner(record: Timeline) -> str:
+    """How it was waited; and what it means where letting the others go took most of it."""
+    whole = max(sum(record.manners.values()), 1)
+    parts = ((percent(record.manners[manner] / whole), text) for manner, text in MANNERS.items())
+    told = f"It was waited {', '.join(f'{share} {text}' for share, text in parts)}."
+    if record.manners["waking"] <= whole / 2:
+        return told
+    return (
+        f"{told} Whoever let the others go mostly lost its core to those it woke: threads took turns on one core, for "
+        "other work held the rest, or the system did not move them there."
+    )
+
+
 def _lateness(record: Timeline) -> str:
     meetings = record.step.meetings
     late, waits = (sum(sum(getattr(m, name)) for m in meetings) for name in ("late_ns", "waits_ns"))
     return (
-        f"In the step shown ({record.shown}: {lasting(record.step.duration_ns)}) {percent(late / max(waits, 1))} of "
+        f"In {SHOWN[record.shown].lower()} ({lasting(record.step.duration_ns)}) {percent(late / max(waits, 1))} of "
         "the waiting was for the last thread to come; the rest passed until that was noticed."
     )
 
@@ -128,17 +149,23 @@ def _dearest(step: Step) -> list[str]:
         return []
     waits = [f"thread {t} {lasting(late)}" for t, late in enumerate(most.late_ns) if t != most.last]
     named = ", ".join(waits[:8]) + (f" and {len(waits) - 8} more" if len(waits) > 8 else "")
-    return [f"There, the longest wait was for thread {most.last} at {most.name}, {most.phase}: {named}."]
+    return [f"The longest wait in it was for thread {most.last} at {most.name}, {most.phase}: {named}."]
 
 
 def _overhead(record: Timeline) -> str:
     overhead = record.overhead
     ratio, own = overhead.ratio, overhead.marks_per_step * overhead.mark_ns / max(overhead.without_ns.median, 1)
-    verdict = "below" if max(ratio.median - 1, own) < BAR else "not below"
+    low, high = overhead.ratio_low, overhead.ratio_high
+    if high - 1 < BAR and own < BAR:
+        verdict = f"below the bar of {percent(BAR)}"
+    elif low - 1 > BAR or own > BAR:
+        verdict = f"above the bar of {percent(BAR)}"
+    else:
+        verdict = f"the rounds were too uneven to tell whether they are below the bar of {percent(BAR)}"
     return (
-        f"Recording made a step {ratio.median:.4f} times as long (median of {overhead.rounds} rounds with and without; "
-        f"p20 {ratio.p20:.3f}, p80 {ratio.p80:.3f}), and its marks alone take {percent(own)} of a step: {verdict} the "
-        f"bar of {percent(BAR)}."
+        f"Recording made a step {ratio.median:.3f} times as long (median of {overhead.rounds} rounds with and without; "
+        f"with 95 % confidence {low:.3f} to {high:.3f}; p20 {ratio.p20:.3f}, p80 {ratio.p80:.3f}). Its marks alone "
+        f"take {percent(own)} of a step: {verdict}."
     )
 
 
@@ -165,7 +192,7 @@ def _layers(record: Timeline) -> Table:
             )
     injected = ["injected, µs"] if record.straggler is not None else []
     heads = ["layer", "phase", "compute, µs", "merge, µs", "wait, µs", *injected, "came last"]
-    return Table(f"The step of {record.shown} duration by layer: means over its {threads} threads", heads, rows)
+    return Table(f"{SHOWN[record.shown]} by layer: means over its threads", heads, rows)
 
 
 def _meetings(record: Timeline) -> Table:
@@ -214,7 +241,7 @@ def _threads(record: Timeline) -> Table:
         )
     heads = ["thread", "compute, µs", "merge, µs", "wait, µs", *(["injected, µs"] if injected else [])]
     return Table(
-        f"The threads: in the step of {record.shown} duration, and over all {record.steps:,} steps",
+        f"The threads in {SHOWN[record.shown].lower()}, and over all {record.steps:,} steps",
         [*heads, "all steps: waiting", "came last"],
         rows,
     )

@@ -19,6 +19,8 @@ TEMPLATES = resources.files("wholebatch.cost")
 TITLE = "What normalisation costs"
 MOST_TILES = 2
 """Of each section, where a page has several."""
+NARROW_COLUMNS = 5
+"""A table of no more columns than this fits half of the page."""
 
 
 def write_page(recording: Recording, path: Path) -> None:
@@ -62,15 +64,30 @@ def name_apart(section: Section) -> list[Shown]:
 
 
 def arrange(shown: Sequence[Shown]) -> list[Shown]:
-    """The same, with half a row's picture made wide where no other stands beside it."""
+    """The same, laid out in rows of one or two pictures.
+
+    A half without a neighbour becomes wide. Two halves keep their tables under them where both have a narrow one; else
+    the tables follow the row in its whole width.
+    """
     arranged: list[Shown] = []
     for half, run in groupby(shown, key=lambda s: s.picture is not None and s.picture.shape == "half"):
         together = list(run)
-        last = together[-1]
-        if half and len(together) % 2 and last.picture is not None:
-            together[-1] = replace(last, picture=replace(last.picture, shape="wide"))
-        arranged += together
+        if not half:
+            arranged += together
+            continue
+        for first in range(0, len(together), 2):
+            arranged += _row(together[first : first + 2])
     return arranged
+
+
+def _row(halves: list[Shown]) -> list[Shown]:
+    if len(halves) == 1:
+        alone = halves[0].picture
+        return [replace(halves[0], picture=alone and replace(alone, shape="wide"))]
+    tables = [shown.table for shown in halves if shown.table is not None]
+    if len(tables) == len(halves) and all(len(table.columns) <= NARROW_COLUMNS for table in tables):
+        return halves
+    return [*(Shown(shown.picture, None) for shown in halves), *(Shown(None, table) for table in tables)]
 
 
 def choose_tiles(sections: Sequence[Section]) -> list[Tile]:

@@ -16,6 +16,13 @@ from wholebatch.cost.comparison.record import Answer, Claim, Contender
 CLAIMED = (3.0, 5.0)
 CHECKED = ("batch", "batch-after", "layer", "rms")
 BASE = "none"
+VERDICTS: dict[Answer, str] = {
+    "free": "does not hold",
+    "less": "does not hold",
+    "holds": "holds",
+    "more": "is too little",
+    "unclear": "can be neither confirmed nor denied",
+}
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
@@ -75,6 +82,18 @@ def sentence(claim: Claim) -> str:
         "unclear": f'On {where}, {measured}: this lies across the bounds of "3 to 5 times slower", so neither yes '
         "nor no can be said.",
     }[claim.answer]
+
+
+def headline(claims: Sequence[Claim]) -> str:
+    """One norm's claims, an engine each, in one sentence that is a full answer."""
+    times = " and ".join(f"{claim.ratio:.2f} times on {place(claim.engine)}" for claim in claims)
+    verdicts = {claim.engine: VERDICTS[claim.answer] for claim in claims}
+    if len(set(verdicts.values())) == 1:
+        found = f"{next(iter(verdicts.values()))} on this machine"
+    else:
+        found = ", ".join(f"{verdict} on {place(engine)}" for engine, verdict in verdicts.items())
+    who = words(claims[0].norm)
+    return f'With {who} a step took {times} as long as without a norm: "3 to 5 times slower" {found}.'
 
 
 def place(engine: str) -> str:

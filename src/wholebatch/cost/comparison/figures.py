@@ -22,20 +22,16 @@ COLORS: dict[NormName, str] = {
     "rms": "#b562b0",
     "none": "#8490a0",
 }
-SHADES: dict[EngineName, float] = {"wholebatch": 1.0, "torch": 0.55}
+LINE = "#6f7986"
+"""Of spreads: seen on bars and on either ground."""
 DASHES: dict[NormName, str] = {"batch": "solid", "batch-after": "dash", "layer": "solid", "rms": "dash", "none": "dot"}
-BREAKS: dict[NormName, str] = {
+SHORT: dict[NormName, str] = {
     "batch": "batch",
-    "batch-after": "batch,<br>after",
+    "batch-after": "batch, after",
     "layer": "layer",
     "rms": "rms",
     "none": "none",
 }
-
-
-def norms_of(record: Comparison) -> list[NormName]:
-    """The norms, each once, in order."""
-    return list(dict.fromkeys(contender.norm for contender in record.contenders))
 
 
 def engines_of(record: Comparison) -> list[EngineName]:
@@ -64,7 +60,7 @@ def time_per_step(record: Comparison) -> Picture:
     words_ = "The median of interleaved rounds, and the 20th to the 80th percentile as a line"
     words_ += "; the number on a bar is its ratio to no norm on the same engine." if record.claims else "."
     layout = _bar_layout(record, f"{unit} per step")
-    return Picture("comparison-step", "Time per step", words_, go.Figure(bars, layout), "wide", 380)
+    return Picture("comparison-step", "Time per step", words_, go.Figure([*_keys(record), *bars], layout), "wide", 380)
 
 
 def to_target(record: Comparison) -> list[Picture]:
@@ -92,38 +88,38 @@ def to_target(record: Comparison) -> list[Picture]:
             for engine in engines_of(record)
         ]
         layout = _bar_layout(record, axis)
-        made.append(Picture(name, title, said + several, go.Figure(bars, layout), "half", 380))
+        made.append(Picture(name, title, said + several, go.Figure([*_keys(record), *bars], layout), "half", 380))
     return made
 
 
 def learning(record: Comparison) -> list[Picture]:
-    """The validation score by step, and by second on each engine over the same seconds."""
+    """The validation score by step, and the best so far by second on each engine over the same seconds."""
     engines = engines_of(record)
     low = _floor(record)
-    by_step = _curves(record, engines[0], low, seconds=False, most=float(record.steps))
-    of = f" ({place(engines[0])}; the other engine takes the same steps)" if len(engines) > 1 else ""
-    band = ": the mean over the seeds, and from the lowest to the highest as a band." if len(record.seeds) > 1 else "."
+    other = f" Taken on {place(engines[0])}; the other engine's differ by rounding." if len(engines) > 1 else ""
+    band = " The mean over the seeds, and their 20th to 80th percentile as a band." if len(record.seeds) > 1 else ""
+    name = record.score_name
     made = [
         Picture(
             "comparison-score-step",
-            f"{_capital(record.score_name)} by step",
-            f"The {record.score_name} of the validation rows{of}{band}",
-            by_step,
+            f"{_capital(name)} by step",
+            f"The {name} of the validation rows.{band}{other}",
+            _curves(record, engines[0], low, float(record.steps), seconds=False),
             "wide",
             400,
         )
     ]
     most = max((run.seconds[-1] for run in record.runs), default=1.0) or 1.0
     for engine in engines:
-        said = f"The same against training time on {place(engine)}."
+        said = f"The best {name} so far against training time on {place(engine)}."
         if len(engines) > 1:
             said += " Both pictures by second have the same axes."
         made.append(
             Picture(
                 f"comparison-score-second-{engine}",
-                f"{_capital(record.score_name)} by second: {place(engine)}",
+                f"Best {name} by second: {place(engine)}",
                 said,
-                _curves(record, engine, low, seconds=True, most=most),
+                _curves(record, engine, low, most, seconds=True),
                 "half" if len(engines) > 1 else "wide",
                 400,
             )
@@ -159,21 +155,48 @@ def _bars(
     text: Sequence[str],
     hover: Sequence[str],
 ) -> go.Bar:
+    """One engine's bars; a text that stands for a missing bar is turned, for it is longer than a bar is wide."""
+    missing = [height == 0 for height in heights]
     return go.Bar(
-        name=place(engine),
-        x=[BREAKS[norm] for norm in norms],
+        x=[SHORT[norm] for norm in norms],
         y=heights,
-        error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.4, "width": 4},
-        marker={"color": [COLORS[norm] for norm in norms], "opacity": SHADES[engine], "line": {"width": 0}},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": up,
+            "arrayminus": down,
+            "thickness": 1.4,
+            "width": 4,
+            "color": LINE,
+        },
+        marker={"color": [_shade(COLORS[norm], engine) for norm in norms], "line": {"width": 0}},
         text=text,
-        textposition="inside" if any(heights) and not any("not" in t for t in text) else "outside",
+        textposition=["outside" if gone else "inside" for gone in missing],
         insidetextanchor="start",
-        textangle=0 if not any("not" in t for t in text) else -90,
-        constraintext="none",
+        insidetextfont={"color": "#ffffff" if engine == "wholebatch" else "#1f2430"},
+        textangle=-90 if any(missing) else 0,
         cliponaxis=False,
+        offsetgroup=engine,
+        showlegend=False,
         customdata=[[plain(words(norm)), said] for norm, said in zip(norms, hover, strict=True)],
         hovertemplate=f"%{{customdata[0]}}, {place(engine)}<br>%{{customdata[1]}}<extra></extra>",
     )
+
+
+def _keys(record: Comparison) -> list[go.Bar]:
+    """The legend of bars: a shade for each engine, of no norm's colour."""
+    return [
+        go.Bar(x=[None], y=[None], name=place(e), offsetgroup=e, marker={"color": _shade(COLORS["none"], e)})
+        for e in engines_of(record)
+    ]
+
+
+def _shade(color: str, engine: EngineName) -> str:
+    """The colour itself for this project's engine, a tint of it for torch's; both opaque, for both themes."""
+    if engine == "wholebatch":
+        return color
+    mixed = (round(0.45 * part + 0.55 * 255) for part in _parts(color))
+    return f"rgb({','.join(map(str, mixed))})"
 
 
 def _bar_layout(record: Comparison, axis: str) -> dict[str, Any]:
@@ -205,8 +228,8 @@ def _target_hover(summary: Summary, record: Comparison, attribute: str) -> str:
     return f"{show(middle)}<br>seeds: {show(least)} to {show(most) if most is not None else 'not reached'}"
 
 
-def _curves(record: Comparison, engine: EngineName, low: float, *, seconds: bool, most: float) -> go.Figure:
-    """One line a norm: the mean over seeds, with a band from the lowest to the highest."""
+def _curves(record: Comparison, engine: EngineName, low: float, most: float, *, seconds: bool) -> go.Figure:
+    """One line a norm: the mean over seeds, with a band from their 20th to their 80th percentile."""
     unit, scale = _unit(most) if seconds else ("step", 1.0)
     traces: list[go.Scatter] = []
     for contender in record.contenders:
@@ -214,11 +237,12 @@ def _curves(record: Comparison, engine: EngineName, low: float, *, seconds: bool
             continue
         x, scores = _together(record.of(contender), seconds=seconds)
         x, color = x / scale, COLORS[contender.norm]
+        bottom, top = np.quantile(scores, [0.2, 0.8], axis=0)
         if len(scores) > 1:
             traces.append(
                 go.Scatter(
                     x=[*x, *x[::-1]],
-                    y=[*scores.max(0), *scores.min(0)[::-1]],
+                    y=[*top, *bottom[::-1]],
                     fill="toself",
                     fillcolor=_faint(color),
                     line={"width": 0},
@@ -232,7 +256,7 @@ def _curves(record: Comparison, engine: EngineName, low: float, *, seconds: bool
             go.Scatter(
                 x=x,
                 y=scores.mean(0),
-                name=plain(words(contender.norm)),
+                name=SHORT[contender.norm],
                 mode="lines" if len(x) > 1 else "markers",
                 line={"color": color, "width": 2, "dash": DASHES[contender.norm]},
                 legendgroup=contender.norm,
@@ -250,17 +274,18 @@ def _curves(record: Comparison, engine: EngineName, low: float, *, seconds: bool
         y = record.target.score
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}
         layout["shapes"] = [line | {"line": {"dash": "dot", "width": 1.5}}]
-        note = {"xref": "paper", "x": 1, "y": y, "text": f"target {y:g}", "showarrow": False}
-        layout["annotations"] = [note | {"xanchor": "right", "yanchor": "top"}]
+        note = {"xref": "paper", "x": 0, "y": y, "text": f"target {y:g}", "showarrow": False}
+        layout["annotations"] = [note | {"xanchor": "left", "yanchor": "bottom"}]
     return go.Figure(traces, layout)
 
 
 def _together(runs: Sequence[Run], *, seconds: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(x, scores of each seed) over the evaluations that all seeds have; seconds are the mean over the seeds."""
+    """(x, scores of each seed) over the evaluations that all seeds have; by seconds, which are the mean over the seeds,
+    it is the best score so far."""
     count = min(len(run.steps) for run in runs)
     scores = np.array([run.scores[:count] for run in runs])
     if seconds:
-        return np.mean([run.seconds[:count] for run in runs], axis=0), scores
+        return np.mean([run.seconds[:count] for run in runs], axis=0), np.maximum.accumulate(scores, axis=1)
     return np.array(runs[0].steps[:count], dtype=np.float64), scores
 
 
@@ -279,8 +304,12 @@ def _unit(most: float) -> tuple[str, float]:
 
 
 def _faint(color: str) -> str:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.14)"
+    return f"rgba({','.join(map(str, _parts(color)))},0.13)"
+
+
+def _parts(color: str) -> list[int]:
+    """Red, green and blue of ``#rrggbb``."""
+    return [int(color[start : start + 2], 16) for start in (1, 3, 5)]
 
 
 def _capital(text: str) -> str:

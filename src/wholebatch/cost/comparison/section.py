@@ -15,9 +15,9 @@ def describe(record: Comparison) -> Section:
     pictures = figures.to_target(record)
     shown = [Shown(figures.time_per_step(record), _steps_table(summaries))]
     if pictures:
-        shown += [Shown(pictures[0], None), Shown(pictures[1], _target_table(record, summaries))]
+        shown += [Shown(pictures[0], None), Shown(pictures[1], None), Shown(None, _target_table(record, summaries))]
     curves = figures.learning(record)
-    shown += [Shown(curves[0], _runs_table(record)), *(Shown(picture, None) for picture in curves[1:])]
+    shown += [Shown(picture, None) for picture in curves] + [Shown(None, _runs_table(record))]
     if record.trials:
         shown.append(Shown(None, _trials_table(record)))
     return Section(
@@ -100,7 +100,7 @@ def _target_table(record: Comparison, summaries: list[Summary]) -> Table:
                 *steps,
                 *(seconds if several else [seconds[0], None, None]),
                 f"{summary.reached} of {summary.seeds}",
-                summary.contender.learning_rate,
+                f"{summary.contender.learning_rate:g}",
                 summary.best,
             ]
         )
@@ -131,7 +131,7 @@ def _runs_table(record: Comparison) -> Table:
 
 def _trials_table(record: Comparison) -> Table:
     rows: list[list[Cell]] = [
-        [words(t.norm), t.learning_rate, "diverged" if t.best is None else t.best, "yes" if t.chosen else ""]
+        [words(t.norm), f"{t.learning_rate:g}", "diverged" if t.best is None else t.best, "yes" if t.chosen else ""]
         for t in record.trials
     ]
     return Table(

@@ -67,16 +67,18 @@ def missed(summary: Summary, record: Comparison) -> str:
 
 
 def answers(record: Comparison) -> list[str]:
-    """What was found: the claim for batch norm on each engine, then the target, who reached it first, other norms."""
-    first = [claim.sentence(c) for c in record.claims if c.norm == "batch"]
-    rest = [claim.sentence(c) for c in record.claims if c.norm == "layer"]
-    other = [] if first else [claim.sentence(c) for c in record.claims if c.norm == "batch-after"]
-    to_target = _to_target(record)
-    found = [*first, *other, *to_target, *rest]
-    return found or [f"{len(record.contenders)} contenders were measured."]
+    """What was found: the claim for batch norm, the target and who reached it, then the claim norm by norm."""
+    kinds: list[list[Claim]] = [
+        [c for c in record.claims if c.norm == norm] for norm in ("batch", "batch-after", "layer", "rms")
+    ]
+    kinds = [claims for claims in kinds if claims]
+    found = [claim.headline(kinds[0])] if kinds else []
+    found += _to_target(record)
+    return found + [claim.sentence(c) for claims in kinds[:1] for c in claims] + [claim.headline(c) for c in kinds[1:]]
 
 
 def _to_target(record: Comparison) -> list[str]:
+    """The target, and for each engine who was there first, and when batch norm and no norm were."""
     target, summaries = record.target, summarise(record)
     if target.score is None:
         return [
@@ -85,18 +87,25 @@ def _to_target(record: Comparison) -> list[str]:
         ]
     said = [target_sentence(record)]
     for engine in dict.fromkeys(s.contender.engine for s in summaries):
-        reached = [(s.seconds[0], s) for s in summaries if s.contender.engine == engine and s.seconds[0] is not None]
+        those = [s for s in summaries if s.contender.engine == engine]
+        reached = [(s.seconds[0], s) for s in those if s.seconds[0] is not None]
         if not reached:
             said.append(f"On {claim.place(engine)} no norm reached it within {record.steps:,} steps.")
             continue
-        least, fastest = min(reached, key=lambda pair: pair[0])
-        sentence = f"On {claim.place(engine)} {words(fastest.contender.norm)} was there first, after {duration(least)}"
-        none = next((s for s in summaries if (s.contender.norm, s.contender.engine) == ("none", engine)), None)
-        if none is not None and none is not fastest:
-            without = duration(none.seconds[0]) if none.seconds[0] is not None else missed(none, record)
-            sentence += f"; without a norm: {without}"
-        said.append(sentence + (" (medians over the seeds)." if len(record.seeds) > 1 else " (one seed)."))
-    return said
+        _, fastest = min(reached, key=lambda pair: pair[0])
+        others = [s for s in those if s is not fastest and s.contender.norm in ("batch", "none")]
+        medians = " (medians over the seeds)" if len(record.seeds) > 1 else " (one seed)"
+        sentence = f"On {claim.place(engine)} {words(fastest.contender.norm)} was there first, {_when(fastest, record)}"
+        said.append(
+            "; ".join([sentence, *(f"{words(s.contender.norm)}: {_when(s, record)}" for s in others)]) + medians
+        )
+    return [f"{sentence.rstrip('.')}." for sentence in said]
+
+
+def _when(summary: Summary, record: Comparison) -> str:
+    if summary.steps[0] is None:
+        return missed(summary, record)
+    return f"after {summary.steps[0]:,g} steps and {duration(summary.seconds[0])}"
 
 
 def target_sentence(record: Comparison) -> str:

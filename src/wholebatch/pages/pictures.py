@@ -99,6 +99,7 @@ def _template(
             "shapedefaults": {"line": {"color": faint}},
         },
         "data": {
+            "bar": [{"type": "bar", "error_x": {"color": faint}, "error_y": {"color": faint}}],
             # A share of 2 % is an error that should be seen, so the scale leaves the surface early.
             "heatmap": [{"type": "heatmap", "colorscale": [[0, empty], [0.0001, tint], [1, strong]]}],
         },

@@ -13,7 +13,7 @@ from wholebatch.commands.quantities import Bandwidth, Duration, Factor, Jitter, 
 
 if TYPE_CHECKING:
     from wholebatch.commands.stages import Stages
-    from wholebatch.cost.plan.record import Network, Plan, Workload
+    from wholebatch.cost.plan.record import Link, Network, Plan, Workload
     from wholebatch.cost.plan.trial import Shape
 
 AT_LEAST_1 = click.IntRange(min=1)
@@ -106,10 +106,10 @@ def plan(
                 workload = _measure(shape, seconds, stages)
             if parameters is not None:
                 workload = workload.model_copy(update={"gradient_bytes": 4 * parameters})
-            local = None
+            local, usual = None, None
             if not no_check or latency is None or bandwidth is None:
-                local = _connect(shape, seconds, stages)
-            network = _network(local, latency, bandwidth, exchange)
+                local, usual = _connect(shape, seconds, stages)
+            network = _network(usual, latency, bandwidth, exchange)
             stages(f"plan: {len(workers)} numbers of workers", 0.0)
             record = forecast(
                 workload,
@@ -156,20 +156,20 @@ def _measure(shape: Shape, seconds: float, stages: Stages) -> Workload:
     return measure_workload(shape, seconds)
 
 
-def _connect(shape: Shape, seconds: float, stages: Stages) -> Network:
+def _connect(shape: Shape, seconds: float, stages: Stages) -> tuple[Network, Link]:
     from wholebatch.cost.plan.host import measure_network
 
     stages("measure: messages between two ranks", 0.0)
     return measure_network(shape.gradient_bytes, seconds)
 
 
-def _network(local: Network | None, latency: float | None, bandwidth: float | None, exchange: str) -> Network:
+def _network(usual: Link | None, latency: float | None, bandwidth: float | None, exchange: str) -> Network:
     """Between the planned workers: what was given, and for the rest gloo over loopback."""
     from wholebatch.cost.plan.record import Link, Network
 
     values: dict[str, object] = {}
-    if local is not None:
-        values = local.gradients.model_dump() | {"source": "measured"}
+    if usual is not None:
+        values = usual.model_dump()
     if latency is not None:
         values |= {"latency_us": latency, "source": "partly given"}
     if bandwidth is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from wholebatch.cost.plan.forecast import STEPS
 from wholebatch.cost.plan.measuring import Measured, describe, fit_lognormal, measure_steps
+from wholebatch.cost.plan.others import count_others, crowd
 from wholebatch.cost.plan.outcome import Outcome, Team, exchanges
 from wholebatch.cost.plan.ranks import run_ranks
 from wholebatch.cost.plan.record import Check, Checked, Network, Synchronisation
@@ -26,7 +27,8 @@ def check(
 ) -> Check:
     """Predict and measure steps of each number of ``ranks``.
 
-    A rank's compute is predicted as that of a rank alone, times ranks over cores where there are more ranks than cores.
+    A rank's compute is predicted as that of a rank alone, times :func:`wholebatch.cost.plan.others.crowd`: ranks over
+    cores where there are more ranks than cores, and what else runs on this host counted in.
 
     Args:
         shape: of the net and of a rank's mini-batch.
@@ -42,13 +44,16 @@ def check(
     lines: list[Checked] = []
     for number in ranks:
         say(f"check: {number} ranks on {cores} cores")
-        lines += compare(shape, run_ranks(measure_steps, number, shape, seconds), network, cores)
+        others = count_others()
+        measured = run_ranks(measure_steps, number, shape, seconds)
+        lines += compare(shape, measured, network, cores, others)
     return Check(hidden=list(shape.hidden), rows=shape.rows, cores=cores, network=network, lines=lines)
 
 
-def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores: int) -> list[Checked]:
+def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores: int, others: float) -> list[Checked]:
     """What the ranks measured beside what the model makes of it, for batch norm over all of them and over each."""
-    number, crowding = len(measured), max(1.0, len(measured) / cores)
+    number = len(measured)
+    crowding = crowd(number, others, cores)
     network = network.model_copy(update={"exchange": measured[0].way})
     alone = [times for one in measured for times in one.alone]
     stretches = split(describe(shape, alone, number), factor=crowding)
@@ -82,6 +87,7 @@ def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores:
                 p80_us=p80,
                 error_percent=100 * (predicted[team].p50_us / p50 - 1),
                 alone_us=alone_us,
+                others=others,
                 crowding=crowding,
                 predicted_idle_us=predicted[team].wait_us + exchanged,
                 measured_idle_us=idle,

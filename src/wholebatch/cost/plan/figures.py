@@ -12,7 +12,8 @@ from wholebatch.pages.pictures import Picture, arrange
 
 # Told apart on a light and on a dark ground, and by people who see no red or no green (after Okabe and Ito, 2008).
 PARTS = {"compute": "#2f7fd6", "wait": "#d9822b", "exchange": "#8f6bb8"}
-LINES: dict[Synchronisation, str] = {"groups": "#35a5b5", "none": "#8490a0"}
+FILLS = {"compute": "rgba(47,127,214,0.45)", "wait": "rgba(217,130,43,0.45)", "exchange": "rgba(143,107,184,0.6)"}
+LINES: dict[Synchronisation, str] = {"groups": "#12937f", "none": "#d6336c"}
 MARKS = {"measured": "#8490a0", "predicted": "#2f7fd6", "told": "#d9822b"}
 
 
@@ -33,7 +34,7 @@ def steps(record: Plan) -> Picture:
             mode="lines" if len(whole) > 1 else "markers",
             stackgroup="all",
             line={"width": 0.5, "color": PARTS[name]},
-            fillcolor=PARTS[name],
+            fillcolor=FILLS[name],
             customdata=[duration(value) for value in values],
             hovertemplate="%{customdata}",
         )

@@ -13,7 +13,7 @@ from wholebatch.cost.plan.measuring import (
     more_bytes,
 )
 from wholebatch.cost.plan.ranks import run_ranks
-from wholebatch.cost.plan.record import Network, Workload
+from wholebatch.cost.plan.record import Link, Network, Workload
 from wholebatch.cost.plan.trial import Shape
 
 
@@ -27,15 +27,20 @@ def measure_workload(shape: Shape, seconds: float) -> Workload:
     return describe(shape, measured.alone, workers=1)
 
 
-def measure_network(gradient_bytes: int, seconds: float) -> Network:
+def measure_network(gradient_bytes: int, seconds: float) -> tuple[Network, Link]:
     """Between two ranks of this host: batch norm's meetings as they are held here, and sums of gradients by gloo.
+
+    Returns:
+        The network as it is to be expected in a check here, and the usual link through gloo, to plan with.
 
     Raises:
         RankError: a rank failed.
     """
     times, _ = run_ranks(measure_links, 2, gradient_bytes, seconds)
-    return Network(
-        meetings=fit_link([meeting_bytes(channels) for channels in CHANNELS], times.meetings),
-        gradients=fit_link([FEW_BYTES, more_bytes(gradient_bytes)], times.gradients),
+    sizes = [FEW_BYTES, more_bytes(gradient_bytes)]
+    expected = Network(
+        meetings=fit_link([meeting_bytes(channels) for channels in CHANNELS], times.meetings, usual=False),
+        gradients=fit_link(sizes, times.gradients, usual=False),
         exchange=times.way,
     )
+    return expected, fit_link(sizes, times.gradients, usual=True)

@@ -118,12 +118,19 @@ def measure_links(rank: int, gradient_bytes: int, seconds: float) -> LinkTimes:
     return LinkTimes(meetings, gradients, sharing.way)
 
 
-def fit_link(sizes: Sequence[int], seconds: Sequence[Sequence[float]]) -> Link:
-    """Latency and bandwidth through the medians of two sizes, of an exchange that is one message between two ranks."""
+def fit_link(sizes: Sequence[int], seconds: Sequence[Sequence[float]], *, usual: bool) -> Link:
+    """Latency and bandwidth from two sizes, of an exchange that is one message between two ranks.
+
+    Args:
+        sizes: bytes, the smaller one first.
+        seconds: of exchanges of each size.
+        usual: the latency is a median, what is usual here; otherwise a mean, in which the exchanges count that took
+            milliseconds since a rank had no core. The bandwidth is from medians, for it is small differences.
+    """
     (few, many), (short, long) = sizes, (float(np.median(times)) * 1e6 for times in seconds)
-    speed = (many - few) / (long - short) if long > short else FASTEST
-    speed = min(speed, FASTEST)
-    return Link(latency_us=max(short - few / speed, 0.0), megabytes_per_second=speed, source="measured")
+    speed = min((many - few) / (long - short), FASTEST) if long > short else FASTEST
+    whole = short if usual else float(np.mean(seconds[0])) * 1e6
+    return Link(latency_us=max(whole - few / speed, 0.0), megabytes_per_second=speed, source="measured")
 
 
 def more_bytes(gradient_bytes: int) -> int:

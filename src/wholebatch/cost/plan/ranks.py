@@ -1,7 +1,8 @@
 """Ranks of this host: the same function in several processes of one process group, over loopback, one thread each.
 
 They end with whoever started them, however that ends: each watches its pipe to the starter, which the system closes.
-Ctrl-C is the starter's alone (it is blocked in the ranks), and takes them with it at once.
+Ctrl-C is the starter's alone, which takes them with it at once: it is blocked in the process that they are forked from,
+and ignored in them.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _live(
     function: Callable[..., Any], arguments: tuple[Any, ...], rank: int, ranks: int, folder: str, pipe: Connection
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True, name="wholebatch starter").start()
     if sys.platform in _LOOPBACK:
         os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]

@@ -157,7 +157,9 @@ class Checked(_Plain):
         p20_us, p80_us: a fifth of the measured steps took less, a fifth more.
         error_percent: ``100 * (predicted_us / median_us - 1)``.
         alone_us: the median of one rank's compute in a step while the other ranks stood still, in the same rounds.
-        crowding: the prediction's factor on compute: ranks over cores, at least 1.
+        others: threads of other processes that wanted a core just before, a mean.
+        crowding: the prediction's factor on compute, see :func:`wholebatch.cost.plan.others.crowd`: ranks over cores
+            where nobody else wants them and there are more ranks than cores.
         predicted_idle_us: wait and exchange of a step as predicted, a mean over steps and ranks.
         measured_idle_us: the same as measured.
         compute_us: the mean of a rank's compute in the measured steps.
@@ -175,6 +177,7 @@ class Checked(_Plain):
     p80_us: float = Field(gt=0)
     error_percent: float
     alone_us: float = Field(ge=0)
+    others: float = Field(ge=0)
     crowding: float = Field(ge=1)
     predicted_idle_us: float = Field(ge=0)
     measured_idle_us: float = Field(ge=0)

@@ -72,6 +72,7 @@ def _checked(check: Check) -> Table:
             line.told_error_percent,
             line.alone_us,
             line.compute_us,
+            line.others,
             line.crowding,
             line.predicted_idle_us,
             line.measured_idle_us,
@@ -91,7 +92,7 @@ def _checked(check: Check) -> Table:
             "told the compute",
             "error %",
         ),
-        *("compute alone", "compute together", "ranks over cores", "idle predicted", "idle measured", "steps"),
+        *("compute alone", "compute together", "other threads", "crowding", "idle predicted", "idle measured", "steps"),
     )
     return Table("Predicted and measured steps of ranks on this host; times in microseconds", heads, rows)
 

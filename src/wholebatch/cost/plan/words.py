@@ -154,7 +154,6 @@ def _methods(record: Plan) -> str:
 def _check_notes(record: Plan) -> list[str]:
     check = record.check
     assert check is not None
-    crowded = [line.workers for line in check.lines if line.crowding > 1]
     said = [
         f"The check runs a net with hidden layers {', '.join(map(str, check.hidden))} and {check.rows:,} rows on each "
         f"rank, one thread each, over loopback ({check.network.exchange}: {link(check.network.meetings)}; gradients by "
@@ -165,11 +164,19 @@ def _check_notes(record: Plan) -> list[str]:
         "and cores with whatever else runs: the second prediction is told what the ranks computed, so that its error "
         "is that of the waiting and of the exchange alone.",
     ]
-    if crowded:
-        ranks = ", ".join(str(number) for number in dict.fromkeys(crowded))
+    others = max(line.others for line in check.lines)
+    if others >= 0.5:
         said.append(
-            f"{ranks} ranks are more than the {check.cores} cores: their compute is predicted as ranks over cores "
-            "times that of one; who waits for its turn on a core is taken for computing, so treat that line as a bound."
+            f"Up to {others:.1f} threads of other processes wanted the {check.cores} cores, too: a rank that has no "
+            "core lets all others wait. Check again on a quiet machine."
+        )
+    crowded = [line for line in check.lines if line.crowding > 1 and line.synchronisation == "all"]
+    if crowded:
+        factors = ", ".join(f"{line.workers} ranks × {line.crowding:.3g}" for line in crowded)
+        said.append(
+            f"There are more threads than the {check.cores} cores: compute is predicted as that of one rank times "
+            f"threads over cores ({factors}), as if all took turns at every moment. The system gives whole time slices "
+            "of milliseconds, and a rank that waits for its own delays all that meet it."
         )
     return said
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholebatch import functional
+    from wholebatch import cost, functional
     from wholebatch.conversion import (
         convert,
         fold,
@@ -68,6 +68,7 @@ __all__ = [
     "__version__",
     "accumulate",
     "convert",
+    "cost",
     "fold",
     "functional",
     "lockstep",
@@ -123,8 +124,8 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """Import a name's module when it is asked for: `wholebatch --help` answers at once."""
-    if name == "functional":
-        return import_module("wholebatch.functional")
+    if name in ("cost", "functional"):
+        return import_module(f"wholebatch.{name}")
     for module, names in _ROOMS.items():
         if name in names:
             return getattr(import_module(module), name)

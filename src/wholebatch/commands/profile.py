@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def profile(
     from wholebatch.cost.recording import Recording, here
 
     name = f"profile-{target.partition(':')[2].rpartition('.')[2] or 'step'}"
-    function = find_function(target)
     folder = costs.prepare(out, name) if _is_first() else None
+    function = find_function(target)
     measured = measure(
         function,
         target,
@@ -58,8 +59,6 @@ def profile(
 
 def _is_first() -> bool:
     """Whether this is rank 0, or no rank; torchrun and its like say so before any group is open."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

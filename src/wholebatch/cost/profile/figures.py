@@ -20,22 +20,24 @@ ROW = 30  # CSS pixels of a horizontal bar
 def by_layer(record: Profile) -> Picture:
     """Forward and backward of each layer, as shares of the step."""
     pairs = _dearest(record)
-    whole = record.step.median
     traces = []
-    for part, name in (("forward", "forward"), ("backward", "backward")):
+    for part in ("forward", "backward"):
         spreads = [getattr(times, part) for _, times in pairs]
         traces.append(
             go.Bar(
                 y=list(range(len(pairs))),
-                x=[100 * spread.median / whole if spread else 0 for spread in spreads],
-                name=name,
+                x=[
+                    100 * layer.share.median * spread.median / (total(times) or 1) if spread else 0
+                    for (layer, times), spread in zip(pairs, spreads, strict=True)
+                ],
+                name=part,
                 orientation="h",
                 customdata=[
                     [plain(layer.name), plain(kind(layer)), within(spread)]
                     for (layer, _), spread in zip(pairs, spreads, strict=True)
                 ],
                 hovertemplate=(
-                    "%{customdata[0]}<br>%{customdata[1]}<br>" + name + " %{customdata[2]}, %{x:.2f} % of the step"
+                    "%{customdata[0]}<br>%{customdata[1]}<br>" + part + " %{customdata[2]}, %{x:.2f} % of the step"
                     "<extra></extra>"
                 ),
             )

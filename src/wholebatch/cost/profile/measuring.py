@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from wholebatch.cost.profile.change import Change
@@ -110,15 +112,17 @@ def collect(
 
 def _discover(function: Callable[[], Any], target: str) -> tuple[Callable[[], None], Discovery]:
     """The step, and what it was seen to use."""
-    with discovering() as seen:
-        step = take_step(call(function, target), target)
     what = target
-    if step is None:
-        step = function
-    else:
-        what = f"the step of {target}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # with our hooks; it is told below
         with discovering() as seen:
-            call(step, what)
+            step = take_step(call(function, target), target)
+        if step is None:
+            step = function
+        else:
+            what = f"the step of {target}"
+            with discovering() as seen:
+                call(step, what)
     chosen = step
     if seen.compiled_norms:
         raise StepError(
@@ -143,8 +147,8 @@ def _check_first(stepper: Stepper, target: str) -> None:
         )
     if all(visit.backward is None for visit in stepper.visits):
         raise StepError(
-            f"{target} took no derivative through any of its {len(stepper.visits)} normalisation layers; a training "
-            "step is measured: call loss.backward() in it, and not under torch.no_grad()"
+            f"{target} took no derivative through a normalisation layer; a training step is measured: call "
+            "loss.backward() in it, and not under torch.no_grad()"
         )
 
 
@@ -163,7 +167,7 @@ def _without_norms(step: Callable[[], None], target: str, seen: Discovery, crew:
         target=target,
         models=[],
         device=device.type,
-        threads=0,
+        threads=torch.get_num_threads(),
         rounds=LEAST,
         step=spread(seconds),
         share=spread([0.0]),

@@ -77,7 +77,7 @@ class Layer(BaseModel):
         backward_bytes: least traffic per step: the output's gradient and the input read once, and the input's gradient
             written once where one was asked for; 0 where no derivative passed. Parameters and statistics are left out
             (one number per channel); an implementation that reads the input once more moves more.
-        share: of the step that forward and backward take together on rank 0 (shares of 1).
+        share: of the step with probes that forward and backward take together on rank 0 (shares of 1).
         converted: the same layer on rank 0 after converting; None: it stays what it is, or nothing was converted.
     """
 
@@ -152,7 +152,7 @@ class Profile(BaseModel):
         rounds: each has a burst of steps of each kind (with probes and without, converted and not), in changing order.
         burst: steps on end of each kind in a round.
         step: time of a step on rank 0, without probes.
-        share: of the step that all normalisation layers take together on rank 0 (shares of 1).
+        share: of the step with probes that all normalisation layers take together on rank 0 (shares of 1).
         overhead: of the probes: by how much a step with them is slower on rank 0; None: too few steps to tell.
         layers: in the order in which the model holds them.
         ranks: in rank order.

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from wholebatch.sharing import MeetingError
+
 # Frames of these say nothing about where the person's code went wrong.
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]), str(Path(importlib.__file__).parent))
 
@@ -36,7 +38,7 @@ def find_function(target: str) -> Callable[[], Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise StepError(
                 f"there is no module {error.name!r} in {Path.cwd()} or among the installed ones; write "
@@ -73,6 +75,7 @@ def take_step(result: Any, target: str) -> Callable[[], Any] | None:
         StepError: what it returned can be neither.
     """
     if inspect.isgenerator(result) or inspect.iscoroutine(result):
+        result.close()
         kind = "a generator" if inspect.isgenerator(result) else "a coroutine"
         raise StepError(f"{target} returned {kind}; let it do one training step, or return a function that does")
     if not callable(result) or isinstance(result, type):
@@ -84,7 +87,8 @@ def take_step(result: Any, target: str) -> Callable[[], Any] | None:
 
 def describe(error: BaseException) -> str:
     """``ValueError: text (file:line, in function)``, with the last line that is the person's own."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = error.cause if isinstance(error, MeetingError) else str(error)  # the whole of it is a table
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_OTHERS, "<"))]
     if isinstance(error, SyntaxError) or not own:
@@ -94,7 +98,7 @@ def describe(error: BaseException) -> str:
 
 def _check_callable(value: Any, what: str) -> None:
     if not callable(value):
-        raise StepError(f"{what} is a {type(value).__name__} and cannot be called; name a function")
+        raise StepError(f"{what} is of type {type(value).__name__} and cannot be called; name a function")
     try:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):

@@ -68,7 +68,7 @@ def summarise(
         rounds=len(own.probed.seconds) // own.burst,
         burst=own.burst,
         step=spread(own.plain),
-        share=spread(sum((_shares_of_step(own, place) for place in range(len(norms))), start=np.zeros(1))),
+        share=spread(sum((_shares_of_step(own.probed, place) for place in range(len(norms))), start=np.zeros(1))),
         overhead=estimate(_compare(own.plain, own.probed.seconds, own.burst)),
         layers=layers,
         ranks=ranks,
@@ -126,7 +126,7 @@ def _layer(norm: Norm, visit: Visit, samples: Samples, place: int, change: Chang
         calls=visit.calls,
         forward_bytes=visit.forward_bytes,
         backward_bytes=visit.backward_bytes,
-        share=spread(_shares_of_step(samples, place)),
+        share=spread(_shares_of_step(samples.probed, place)),
         converted=_times(samples.changed_probed, place) if changed else None,
     )
 
@@ -138,23 +138,16 @@ def _times(trace: Trace, place: int) -> Times:
     return Times(forward=spread(forward), backward=spread([*backward, *missing]) if backward else None)
 
 
-def _shares_of_step(samples: Samples, place: int) -> np.ndarray:
-    """Forward and backward of a layer over the whole step, by round; of a step without probes, which lengthen it."""
-    trace = samples.probed
+def _shares_of_step(trace: Trace, place: int) -> np.ndarray:
+    """Forward and backward of a layer over the whole step: the same one, so that what disturbs one disturbs both."""
     both = [f[place] + (b[place] or 0.0) for f, b in zip(trace.forward, trace.backward, strict=True)]
-    own, whole = _pair(both, samples.plain, samples.burst)
-    return np.asarray(own / whole)
-
-
-def _pair(first: Sequence[float], second: Sequence[float], burst: int) -> list[np.ndarray]:
-    """The means of the bursts that both have."""
-    pairs = min(len(first), len(second)) // burst
-    return [np.reshape(each[: pairs * burst], (pairs, burst)).mean(axis=1) for each in (first, second)]
+    return np.divide(both, trace.seconds)
 
 
 def _compare(before: Sequence[float], after: Sequence[float], burst: int) -> np.ndarray:
     """How much longer the steps of the second of each pair of bursts took, relative to the first."""
-    first, second = _pair(before, after, burst)
+    pairs = min(len(before), len(after)) // burst
+    first, second = (np.reshape(each[: pairs * burst], (pairs, burst)).mean(axis=1) for each in (before, after))
     return np.asarray(second / first - 1)
 
 

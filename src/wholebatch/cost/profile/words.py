@@ -40,7 +40,7 @@ def notes(record: Profile) -> list[str]:
     if record.overhead is None:
         told.append("Too few steps were made to tell what the probes themselves cost.")
     else:
-        told.append(f"The probes made a step {_overhead(record.overhead)}; shares are of a step without probes.")
+        told.append(f"The probes made a step {_overhead(record.overhead)}; a layer's share is of the step with them.")
         if record.overhead.median > NOTICEABLE:
             told.append(
                 "Such short layers are measured with a part of the probes' own time in them: read them as upper bounds."

@@ -56,6 +56,14 @@ template <class Work> void run(const Part &part, const Work &work) {
   by_storage();
 }
 
+// The two sums, each to a place of its own; null: it is not wanted.
+template <class A> void hand_out(std::int64_t channels, const A *sums, A *dweight, A *dbias) {
+  if (dbias != nullptr)
+    std::copy_n(sums, channels, dbias);
+  if (dweight != nullptr)
+    std::copy_n(sums + channels, channels, dweight);
+}
+
 } // namespace
 
 void bind_batch_norm(nb::module_ &m) {
@@ -109,11 +117,12 @@ void bind_batch_norm(nb::module_ &m) {
   });
   m.def("batch_norm_sums", [](int storage, std::int64_t n, std::int64_t channels, std::int64_t inner, Address z,
                               Address residual, Address weight, Address bias, double slope, Address g, Address mean,
-                              Address rstd, Address sums) {
+                              Address rstd, Address sums, Address dweight, Address dbias) {
     const Part part{static_cast<Storage>(storage), {n, channels, inner}, z, residual, g, 0, 0, weight, bias, slope};
     run(part, [&]<class T>(const BatchNorm<T> &job) {
       using A = Accumulator<T>;
       job.sums(at<const A>(mean), at<const A>(rstd), at<A>(sums));
+      hand_out(channels, at<const A>(sums), at<A>(dweight), at<A>(dbias));
     });
   });
   m.def("batch_norm_input_gradient",
@@ -152,10 +161,7 @@ void bind_batch_norm(nb::module_ &m) {
             using A = Accumulator<T>;
             std::vector<A> sums(static_cast<std::size_t>(2 * channels));
             job.backward(at<const A>(mean), at<const A>(rstd), count, sums.data());
-            if (dbias != 0)
-              std::copy_n(sums.data(), channels, at<A>(dbias));
-            if (dweight != 0)
-              std::copy_n(sums.data() + channels, channels, at<A>(dweight));
+            hand_out<A>(channels, sums.data(), at<A>(dweight), at<A>(dbias));
           });
         });
 }

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.kernel_inputs import native_only
+from tests.twice import Twice
 from wholebatch.functional import batch_norm
+from wholebatch.kernels.batch_norm import Affine, Steps
 
 SHAPES = [(5, 3), (1, 3, 7), (4, 3, 5), (2, 3, 4, 6), (2, 3, 2, 2, 3), (9, 1), (2, 3, 1, 1)]
 
@@ -131,6 +134,35 @@ def test_no_elements_change_nothing(shape: tuple[int, ...]) -> None:
     assert torch.equal(weight.grad, torch.zeros(3, dtype=torch.float64))
     assert stats[0].tolist() == [0.5] * 3
     assert stats[1].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("way", ["alone", "shared", "masked", "twice differentiable", "compiled"])
+def test_gradients_are_whole_tensors(way: str) -> None:
+    """None is a view of what another is a view of: such are written twice by torch.save, and refused by safetensors."""
+    z, (weight, bias) = draw((6, 3)), parameters(3)
+    sharing, mask = Twice() if way == "shared" else None, torch.arange(6) < 4 if way == "masked" else None
+
+    def call(z: Tensor) -> Tensor:
+        return batch_norm(z, None, None, weight, bias, True, process_group=sharing, mask=mask, residual=z)
+
+    y = (torch.compile(call, backend="aot_eager", fullgraph=True) if way == "compiled" else call)(z)
+    given = torch.autograd.grad(y.square().sum(), (z, weight, bias), create_graph=way.startswith("twice"))
+    for tensor in (y.detach(), *given):
+        assert tensor.storage_offset() == 0
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+@native_only
+def test_the_sums_for_other_ranks_are_not_the_gradients() -> None:
+    z, g = draw((6, 3), grad=False), draw((6, 3), 1, grad=False)
+    kernel, affine = Steps(), Affine(*(p.detach() for p in parameters(3)))
+    statistics, count = kernel.begin(z)
+    kernel.finish(z, 1e-5, affine, statistics, count, None, None, 0.0)
+    sums, dweight, dbias = kernel.find_sums(g, z, statistics, affine)
+    assert dweight is not None
+    assert dbias is not None
+    assert torch.equal(torch.stack([dbias, dweight]), sums)
+    assert len({x.untyped_storage().data_ptr() for x in (sums, dweight, dbias)}) == 3
 
 
 def test_offset_inputs_keep_their_digits() -> None:

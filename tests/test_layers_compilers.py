@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import wholebatch
-from wholebatch.moments import Moments
-from wholebatch.sharing import Meeting
+from tests.twice import Twice
 from wholebatch.traced import name_sharing
 
 
@@ -78,16 +77,6 @@ def test_a_mistake_is_told_through_the_compiler(net: Net) -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="more than 1 value per channel"):
         compiled(X[:1, :, :1, :1])
-
-
-class Twice:
-    """The mini-batch is this part twice: its mean, and twice its sums."""
-
-    def merge(self, moments: Moments, meeting: Meeting) -> Moments:
-        return Moments(2 * moments.count, moments.mean, 2 * moments.m2)
-
-    def sum(self, vectors: Tensor, meeting: Meeting) -> Tensor:
-        return 2 * vectors
 
 
 class SlottedTwice:

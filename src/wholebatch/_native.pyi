@@ -49,7 +49,8 @@ def batch_norm_finish(
 ) -> None: ...  # fmt: skip
 def batch_norm_sums(
     storage: int, n: int, channels: int, inner: int,
-    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int, /,
+    z: int, residual: int, weight: int, bias: int, slope: float, g: int, mean: int, rstd: int, sums: int,
+    dweight: int, dbias: int, /,
 ) -> None: ...  # fmt: skip
 def batch_norm_input_gradient(
     storage: int, n: int, channels: int, inner: int,

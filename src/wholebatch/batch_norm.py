@@ -92,8 +92,8 @@ class BatchNormFunction(torch.autograd.Function):
             dresidual = counted(g, mask)
         return (
             dz if needs[0] else None,
-            sums[1] if weight is not None and needs[1] else None,
-            sums[0] if bias is not None and needs[2] else None,
+            sums[1].clone() if weight is not None and needs[1] else None,  # whole tensors, which may be stored apart
+            sums[0].clone() if bias is not None and needs[2] else None,
             dresidual,
             None,
             None,

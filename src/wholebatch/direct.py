@@ -43,10 +43,7 @@ def is_transformed() -> bool:
 
 def _fits(running: Running, dtype: torch.dtype) -> bool:
     return running is None or (
-        type(running) is Tensor
-        and running.dtype is dtype
-        and running.is_contiguous()
-        and not running.requires_grad
+        type(running) is Tensor and running.dtype is dtype and running.is_contiguous() and not running.requires_grad
     )
 
 
@@ -85,14 +82,17 @@ class _Direct(torch.autograd.Function):
         z, weight, bias, residual, statistics = ctx.saved_tensors
         call: Call = ctx.call
         affine = Affine(weight, bias, residual, call.slope)
+        dweight: Tensor | None
+        dbias: Tensor | None
         if torch.is_grad_enabled():
             mean, _, rstd = statistics.unbind()
-            dz, dt, (dbias, dweight) = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+            dbias, dweight = sums[0].clone(), sums[1].clone()
         elif call.sharing is None:
             kernel: Any = call.kernel
             dz, dt, dweight, dbias = kernel.train_backward(g, z, statistics, affine, ctx.count)
         else:
-            dz, dt, (dbias, dweight) = _find_shared_gradients(g, z, affine, call, ctx.count, statistics)
+            dz, dt, dweight, dbias = _find_shared_gradients(g, z, affine, call, ctx.count, statistics)
         return (
             dz,
             None if weight is None else dweight,
@@ -107,12 +107,12 @@ class _Direct(torch.autograd.Function):
 
 def _find_shared_gradients(
     g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, statistics: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     kernel: Any = call.kernel
     sharing: Any = call.sharing
-    sums = kernel.find_sums(g, z, statistics, affine)
+    sums, dweight, dbias = kernel.find_sums(g, z, statistics, affine)
     whole = sharing.sum(sums, Meeting(call.layer, "backward"))
-    return (*kernel.find_gradient(g, z, statistics, affine, whole, count), sums)
+    return (*kernel.find_gradient(g, z, statistics, affine, whole, count), dweight, dbias)
 
 
 # Not Function.apply, which looks for torch.func first: can_go_directly has.

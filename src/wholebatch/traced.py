@@ -133,8 +133,8 @@ def _differentiate(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     unchanged = ctx.slope == 1 and mask is None
     return (
         dz,
-        None if weight is None else sums[1],
-        None if bias is None else sums[0],
+        None if weight is None else sums[1].clone(),
+        None if bias is None else sums[0].clone(),
         None if not ctx.has_residual else g if unchanged else dt,
         *[None] * 5,
     )

@@ -151,8 +151,8 @@ class _Apply(torch.autograd.Function):
         return (
             sums if needs[0] else None,
             None,
-            sums[1] if weight is not None and needs[2] else None,
-            sums[0] if bias is not None and needs[3] else None,
+            sums[1].clone() if weight is not None and needs[2] else None,  # whole tensors, which may be stored apart
+            sums[0].clone() if bias is not None and needs[3] else None,
             None,
             None,
             None,

@@ -90,16 +90,16 @@ class Native:
 
     def sums(self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
         mean, rstd = mean.contiguous(), rstd.contiguous()
-        return self.sums_at(g, z, mean.data_ptr(), rstd.data_ptr(), affine)
+        return self.sums_at(g, z, mean.data_ptr(), rstd.data_ptr(), affine, 0, 0)
 
-    def sums_at(self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine) -> Tensor:
-        """:meth:`sums` with mean and rstd by their addresses."""
+    def sums_at(self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine, dweight: int, dbias: int) -> Tensor:
+        """:meth:`sums` by addresses; they go to ``dweight`` and ``dbias`` too, where these are not 0."""
         z, place = place_of(z)
         g = laid_as(g, z)
         sums = torch.empty((2, place[2]), dtype=accumulation_dtype(z.dtype))
         held, given = hand_over(z, affine)
         self.native.batch_norm_sums(
-            *place, z.data_ptr(), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr()
+            *place, z.data_ptr(), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr(), dweight, dbias
         )
         del held
         return sums

@@ -56,9 +56,13 @@ class Steps(Native):
         tell_moved(running_mean, running_var)
         return y
 
-    def find_sums(self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine) -> Tensor:
-        """:meth:`sums` from such statistics."""
-        return self.sums_at(g, z, *_addresses(statistics), affine)
+    def find_sums(
+        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(sums, dweight, dbias)``: :meth:`sums` from such statistics, and these in tensors of their own."""
+        dweight, dbias = _gradients_like(affine)
+        wanted = address_of(dweight), address_of(dbias)
+        return self.sums_at(g, z, *_addresses(statistics), affine, *wanted), dweight, dbias
 
     def find_gradient(
         self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, whole: Tensor, count: float
@@ -70,11 +74,16 @@ class Steps(Native):
         self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, count: float
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """``(dz, dresidual, dweight, dbias)`` from the statistics of :meth:`train`; None for an input that is None."""
-        dweight = None if affine.weight is None else torch.empty_like(affine.weight)
-        dbias = None if affine.bias is None else torch.empty_like(affine.bias)
+        dweight, dbias = _gradients_like(affine)
         wanted = address_of(dweight), address_of(dbias)
         dz, dresidual = self.backward_at(g, z, *_addresses(statistics), affine, count, *wanted)
         return dz, dresidual, dweight, dbias
+
+
+def _gradients_like(affine: Affine) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for those of weight and bias, each whole: views of one tensor could not be stored apart."""
+    weight, bias = affine.weight, affine.bias
+    return None if weight is None else torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
 
 
 def _addresses(statistics: Tensor) -> tuple[int, int]:

@@ -11,7 +11,7 @@ DIGITS_OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 NATIVE = $(wildcard native/*)
 BUILT_FROM = pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format docs cost clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wholebatch train digits --target digit --test-fraction 0.2 --seed 0 --out $(DIGITS_OUT)
@@ -33,6 +33,10 @@ format: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_commands.py
+
+# Needs an otherwise idle machine, and kaleido with a Chrome or Chromium for the figures.
+cost: $(VENV)/.installed
+	$(BIN)/python docs/make_cost.py --measure
 
 # The package is installed in place (Python sources are read where they stand), so only what the build reads asks for another
 # installation.

@@ -30,6 +30,13 @@ def test_the_page_of_commands_is_what_help_prints() -> None:
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == result.stdout, "run `make docs`"
 
 
+def test_the_page_of_costs_has_the_numbers_of_its_recordings() -> None:
+    program = "import sys; sys.path.insert(0, 'docs'); import make_cost as m; sys.stdout.write(m.page(m.recordings()))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    page = ROOT / "docs" / "does-batch-norm-break-parallelism.md"
+    assert page.read_text(encoding="utf-8") == result.stdout, "run `python docs/make_cost.py`"
+
+
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_every_python_example_runs(block: str, tmp_path: Path) -> None:
     # Each by itself, in a process of its own: a new one that has the libraries imported.

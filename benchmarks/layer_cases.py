@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from benchmarks.problem import Sent
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A layer, what follows its norm, and its input ``(N, C, *)``; plain values that go through a pipe as JSON.
+class Case(Sent):
+    """A layer, what follows its norm, and its input ``(N, C, *)``.
 
     Attributes:
         name: of the shape, among :data:`SHAPES`.
@@ -41,11 +43,6 @@ class Case:
     dtype: str
     norm: str
     threads: int
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Case:
-        """From parsed JSON."""
-        return cls(**values)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from benchmarks.problem import Sent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,8 +30,8 @@ SYSTEMS = (*MODES, *PEERS)
 
 
 @dataclass(frozen=True)
-class Case:
-    """One step; plain values that go through a pipe as JSON.
+class Case(Sent):
+    """One step.
 
     Attributes:
         net: ``conv`` or ``mlp``.
@@ -44,11 +46,6 @@ class Case:
     rows: int
     parts: int
     threads: int
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Case:
-        """From parsed JSON."""
-        return cls(**values)
 
     @property
     def way(self) -> str:

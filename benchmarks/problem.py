@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 TABLE_BYTES = 64 << 20
 
 
+class Sent:
+    """A dataclass whose plain values go to a worker as JSON."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """From parsed JSON."""
+        return cls(**values)
+
+
 @dataclass(frozen=True)
-class Problem:
+class Problem(Sent):
     """A net, its mini-batch and its optimizer."""
 
     batch: int
@@ -24,9 +33,9 @@ class Problem:
     threads: int
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Problem:
+    def of(cls, values: dict[str, Any]) -> Self:
         """From parsed JSON, where a tuple became a list."""
-        return cls(**{**values, "sizes": tuple(values["sizes"])})
+        return super().of({**values, "sizes": tuple(values["sizes"])})
 
     @property
     def learning_rate(self) -> float:
@@ -49,14 +58,9 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class SharingProblem:
+class SharingProblem(Sent):
     """``(rows, channels)`` float32 on each rank. ``kind``: ``local``, ``shared`` or ``all_gather``."""
 
     rows: int
     channels: int
     kind: str
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> SharingProblem:
-        """From parsed JSON."""
-        return cls(**values)

@@ -443,18 +443,18 @@ def printed(record: Comparison) -> str:
 def test_the_console_says_not_reached_in_place_of_a_number():
     said = printed(make_record())
     rows = {line.split("  ")[0].strip(): line for line in said.splitlines() if "wholebatch " in line}
-    assert "not reached in 20 steps" in rows["no norm"]
-    assert "not reached in 20 steps (1 of 3 seeds did)" in rows["layer norm"]
-    assert "20 [20 – 20]" in rows["batch norm"]
-    assert "1.00 s [1.00 s – 1.00 s]" in rows["batch norm"]
-    assert "1.50 ms" in rows["batch norm"]
+    assert "not reached in 20 steps" in rows["none"]
+    assert "not reached in 20 steps (1 of 3 seeds did)" in rows["layer"]
+    assert "20 [20 – 20]" in rows["batch"]
+    assert "1.00 s [1.00 – 1.00]" in rows["batch"]
+    assert "1.50 ms [1.41 – 1.59]" in rows["batch"]
     assert "as asked for" in said
     assert "batch norm was there first, after 20 steps and 1.00 s; no norm: not reached in 20 steps" in said
 
 
 def test_one_seed_has_no_spread():
     said = printed(make_record(seeds=1))
-    row = next(line for line in said.splitlines() if line.strip().startswith("batch norm"))
+    row = next(line for line in said.splitlines() if line.strip().startswith("batch "))
     assert "20 [–]" in row
     assert "1.00 s [–]" in row
     assert "One seed: differences between norms may be chance" in said

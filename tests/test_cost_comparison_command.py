@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,15 @@ def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Recor
     code, out, err = run(capsys, *arguments, *TINY)
     assert code == 0, err
     return load(Path("out/recording.json")), out, err
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from wholebatch.commands import main\ntry: main(['compare', '--help'])\n"
+    code += "finally: print('torch' in sys.modules, 'polars' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--target-score" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 def test_a_table_is_compared_recorded_and_drawn(capsys: pytest.CaptureFixture[str]):

@@ -101,6 +101,6 @@ def place(engine: str) -> str:
     return "torch eager" if engine == "torch" else engine
 
 
-def spread(claim: Claim) -> str:
+def spread(claim: Claim, to: str = " to ") -> str:
     """The middle of the rounds' ratios."""
-    return f"{claim.low:.2f} to {claim.high:.2f}"
+    return f"{claim.low:.2f}{to}{claim.high:.2f}"

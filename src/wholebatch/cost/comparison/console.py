@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wholebatch.cost.comparison import claim
-from wholebatch.cost.comparison.norms import words
+from wholebatch.cost.comparison.norms import SHORT, words
 from wholebatch.cost.comparison.record import Comparison
-from wholebatch.cost.comparison.summary import Spread, Summary, answers, duration, missed, notes, summarise
+from wholebatch.cost.comparison.summary import Summary, answers, durations, missed, notes, summarise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,10 +19,11 @@ def tell(record: Comparison) -> list[RenderableType]:
     """The table of contenders, what was found, and how it was measured."""
     from rich.text import Text
 
-    said: list[RenderableType] = [_contenders(record), Text("\n".join(answers(record))), Text()]
+    caption = Text("in brackets: 20th to 80th percentile of rounds; least and most of the seeds", style="dim")
+    said: list[RenderableType] = [_contenders(record), caption, Text(), Text("\n".join(answers(record))), Text()]
     if record.trials:
         said += [_trials(record), Text()]
-    return [*said, Text("\n".join(notes(record)), style="dim")]
+    return [*said, Text("\n".join(f"· {note}" for note in notes(record)), style="dim")]
 
 
 def _contenders(record: Comparison) -> RenderableType:
@@ -32,23 +32,20 @@ def _contenders(record: Comparison) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("norm")
-    table.add_column("engine")
-    for name in ("threads", "time per step", "p20 – p80", "over none", "p20 – p80"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("steps to target", justify="right")
-    table.add_column("time to target", justify="right")
+    table.add_column("norm", no_wrap=True)
+    table.add_column("engine", no_wrap=True)
+    for name in ("threads", "time per step", "over none", "steps to target", "time to target"):
+        table.add_column(name, justify="right")
     table.add_column(f"best {record.score_name}", justify="right")
     for summary in summarise(record):
         contender, over = summary.contender, summary.over
+        step, low, high = durations([contender.timing.median, contender.timing.low, contender.timing.high])
         cells = (
-            words(contender.norm),
+            SHORT[contender.norm],
             claim.place(contender.engine),
             str(contender.threads),
-            duration(contender.timing.median),
-            f"{duration(contender.timing.low)} – {duration(contender.timing.high)}",
-            f"{over.ratio:.2f}" if over else DASH,
-            f"{over.low:.2f} – {over.high:.2f}" if over else DASH,
+            f"{step} [{low} – {high}]",
+            f"{over.ratio:.2f} [{claim.spread(over, ' – ')}]" if over else DASH,
             _steps(summary, record),
             "" if record.target.score is not None and summary.steps[0] is None else _seconds(summary),
             f"{summary.best:.4f}",
@@ -62,21 +59,20 @@ def _steps(summary: Summary, record: Comparison) -> str:
         return DASH
     if summary.steps[0] is None:
         return missed(summary, record)
-    return f"{summary.steps[0]:,g}{_range(summary.steps, summary.seeds, lambda value: f'{value:,g}')}"
+    middle, least, most = (None if value is None else f"{value:,g}" for value in summary.steps)
+    return f"{middle} {_range(summary, least, most)}"
 
 
 def _seconds(summary: Summary) -> str:
     if summary.seconds[0] is None:
         return DASH
-    return f"{duration(summary.seconds[0])}{_range(summary.seconds, summary.seeds, duration)}"
+    middle, least, most = durations(summary.seconds)
+    return f"{middle} {_range(summary, least, None if summary.seconds[2] is None else most)}"
 
 
-def _range(spread: Spread, seeds: int, show: Callable[[float], str]) -> str:
+def _range(summary: Summary, least: str | None, most: str | None) -> str:
     """The seeds' range in brackets; a dash where one seed has none."""
-    _, least, most = spread
-    if seeds == 1 or least is None:
-        return f" [{DASH}]"
-    return f" [{show(least)} – {'not reached' if most is None else show(most)}]"
+    return f"[{DASH}]" if summary.seeds == 1 else f"[{least} – {most or 'not reached'}]"
 
 
 def _trials(record: Comparison) -> RenderableType:

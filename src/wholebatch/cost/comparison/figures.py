@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from wholebatch.cost.comparison.claim import place
-from wholebatch.cost.comparison.norms import words
+from wholebatch.cost.comparison.norms import SHORT, words
 from wholebatch.cost.comparison.record import Comparison, Contender, EngineName, NormName, Run
 from wholebatch.cost.comparison.summary import Summary, duration, missed, summarise
 from wholebatch.pages.pictures import Picture, arrange, plain
@@ -25,13 +25,6 @@ COLORS: dict[NormName, str] = {
 LINE = "#6f7986"
 """Of spreads: seen on bars and on either ground."""
 DASHES: dict[NormName, str] = {"batch": "solid", "batch-after": "dash", "layer": "solid", "rms": "dash", "none": "dot"}
-SHORT: dict[NormName, str] = {
-    "batch": "batch",
-    "batch-after": "batch, after",
-    "layer": "layer",
-    "rms": "rms",
-    "none": "none",
-}
 
 
 def engines_of(record: Comparison) -> list[EngineName]:

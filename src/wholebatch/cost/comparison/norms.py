@@ -13,6 +13,14 @@ NORMS: dict[NormName, tuple[Norm, NormPosition, str]] = {
     "rms": ("rms", "before", "rms norm"),
     "none": ("none", "before", "no norm"),
 }
+SHORT: dict[NormName, str] = {
+    "batch": "batch",
+    "batch-after": "batch, after",
+    "layer": "layer",
+    "rms": "rms",
+    "none": "none",
+}
+"""For heads and axes."""
 
 
 def words(norm: NormName) -> str:

@@ -36,8 +36,8 @@ class Wanted:
     target_score: float | None = None
     evaluate_every: int | None = None
     threads: int = 1
-    rounds: int = 31
-    burst_seconds: float = 0.03
+    rounds: int = 61
+    burst_seconds: float = 0.015
     most_rows: int | None = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from wholebatch.cost.comparison.norms import words
 from wholebatch.cost.comparison.reaching import WELL_TRAINED, middle
 from wholebatch.cost.comparison.record import Claim, Comparison, Contender
 
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+BUSY = 1.5
+"""Where the rounds' 80th percentile is so many times their 20th, something else used the cores."""
 Spread = tuple[float | None, float | None, float | None]
 """Median, least and most over seeds; None: not within this training."""
 
@@ -159,6 +163,12 @@ def notes(record: Comparison) -> list[str]:
             "from these same trainings, so the weakest of them reaches it at its peak; --target-score sets one "
             "beforehand."
         )
+    widest = max(c.timing.high / max(c.timing.low, 1e-12) for c in record.contenders)
+    if widest > BUSY:
+        said.append(
+            f"The machine was busy, or its clock changed: a contender's rounds differ by up to {widest:.1f} times "
+            "(20th to 80th percentile). Trust ratios with a narrow spread, or measure again on a quiet machine."
+        )
     if len(record.seeds) == 1:
         said.append("One seed: differences between norms may be chance, and no spread can be given.")
     diverged = [s for s in summarise(record) if s.diverged]
@@ -170,15 +180,18 @@ def notes(record: Comparison) -> list[str]:
 
 def duration(seconds: float | None) -> str:
     """Three significant digits in the unit that suits."""
-    if seconds is None:
-        return "–"
-    if seconds == 0:
-        return "0 s"
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size * 0.9995:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds * 1e6)} µs"
+    return durations([seconds])[0]
+
+
+def durations(seconds: Sequence[float | None]) -> list[str]:
+    """The first with its unit, the others in the same unit without it; a dash for None."""
+    first = next((value for value in seconds if value), 0.0)
+    unit, size = next(((u, s) for u, s in UNITS if first >= s * 0.9995), UNITS[-1]) if first else UNITS[0]
+    texts = ["–" if value is None else _digits(value / size) for value in seconds]
+    return [f"{texts[0]} {unit}" if seconds[0] is not None else texts[0], *texts[1:]]
 
 
 def _digits(value: float) -> str:
+    if value == 0:
+        return "0"
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -162,7 +162,7 @@ def test_one_worker_neither_waits_nor_exchanges():
 def test_more_jitter_more_wait(workers: int):
     """By convexity; the draws are the same for each jitter, so that no chance is in it."""
     found = [plan(workload(), NETWORK, [workers], jitter=jitter).forecasts for jitter in (0, 0.02, 0.1, 0.3, 0.8)]
-    for at in range(3):
+    for at in range(len(found[0])):
         waits = [forecasts[at].wait_us for forecasts in found]
         assert waits == sorted(waits)
         assert len(set(waits)) == len(waits)
@@ -195,8 +195,8 @@ def test_the_mini_batch_divided():
 
 def test_groups_where_they_divide():
     found = plan(workload(), NETWORK, [2, 6, 8, 12, 24])
-    assert [(one.workers, one.group) for one in found.of("groups")] == [(2, 2), (6, 6), (8, 8), (24, 8)]
-    assert [one.group for one in plan(workload(), NETWORK, [2, 12], group_size=4).of("groups")] == [2, 4]
+    assert [(one.workers, one.group) for one in found.of("groups")] == [(24, 8)]
+    assert [one.group for one in plan(workload(), NETWORK, [2, 12], group_size=4).of("groups")] == [4]
 
 
 @pytest.mark.parametrize(

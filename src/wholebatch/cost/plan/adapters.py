@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,25 +39,21 @@ def from_timeline(record: Timeline) -> Workload:
             computed[layer, forward][span.thread] += span.duration_ns
             names.setdefault(layer, span.name)
 
-    def take(layer: int, forward: bool) -> tuple[float, float]:
-        """Mean in microseconds, and the coefficient of variation over threads."""
-        times = np.array(computed[layer, forward])[ordinary] / 1e3
-        mean = float(times.mean())
-        return mean, float(times.std(ddof=1)) / mean if len(times) > 1 and mean > 0 else math.nan
-
-    found = [(take(layer, True), take(layer, False)) for layer in range(last + 1)]
-    # One step has one time for each thread and layer: the layers' spreads are pooled.
-    squares = [spread**2 for pair in found for _, spread in pair if not math.isnan(spread)]
+    pieces = [
+        [np.array(computed[place, forward])[ordinary] / 1e3 for forward in (True, False)] for place in range(last + 1)
+    ]
     assumed = [
         "Threads of a timeline are taken for workers with the same rows; its weight gradients and updates for part of "
         "the layers' backward pass, before the sum of gradients."
     ]
-    if squares:
-        spread = math.sqrt(sum(squares) / len(squares))
+    every = [piece for pair in pieces for piece in pair]
+    squares = sum(piece.mean() ** 2 for piece in every)
+    if len(ordinary) > 1 and squares > 0:
+        # One step has one time for each thread and piece: too few for a spread of each, so that they are pooled.
+        spread = math.sqrt(sum(piece.var(ddof=1) for piece in every) / squares)
         assumed.append(f"Compute varies between threads by {spread:.1%} within the timeline's median step, pooled.")
     else:
-        count = max(1, sum(mean > 0 for pair in found for mean, _ in pair))
-        spread = _spread(record.step_ns.p20, record.step_ns.p80) * math.sqrt(count)
+        spread = _share_out(_spread(record.step_ns.p20, record.step_ns.p80), [float(piece.mean()) for piece in every])
         assumed.append("Compute varies so that a step varies as the recorded steps of one thread did.")
     if settings.split == "neuron":
         assumed.append("The threads split the layers by neuron; workers are planned with as much compute by example.")
@@ -64,14 +61,14 @@ def from_timeline(record: Timeline) -> Workload:
     layers = [
         Layer(
             name=names.get(place, f"layer {place + 1}"),
-            forward_us=forward,
-            backward_us=backward,
+            forward_us=float(forward.mean()),
+            backward_us=float(backward.mean()),
             forward_spread=spread,
             backward_spread=spread,
             forward_bytes=meeting_bytes(settings.sizes[place + 1]) if met and place < last else 0,
             backward_bytes=meeting_bytes(settings.sizes[place + 1]) if met and place < last else 0,
         )
-        for place, ((forward, _), (backward, _)) in enumerate(found)
+        for place, (forward, backward) in enumerate(pieces)
     ]
     sizes = "-".join(map(str, settings.sizes))
     return Workload(
@@ -87,33 +84,30 @@ def from_timeline(record: Timeline) -> Workload:
 def from_profile(record: Profile) -> Workload:
     """A rank of a profiled step as a worker: means over ranks of medians over steps, without waits and exchanges."""
     ranks = record.ranks
-    met = [layer for layer in record.layers if "BatchNorm" in layer.kind or "batch" in layer.kind.lower()]
+    places = [place for place, layer in enumerate(record.layers) if "BatchNorm" in layer.kind and layer.calls]
+    norms = [_norm(record, place) for place in places]
     idle = [sum(one.median for one in (rank.wait, rank.exchange) if one is not None) for rank in ranks]
     compute_us = 1e6 * float(np.mean([rank.step.median - gone for rank, gone in zip(ranks, idle, strict=True)]))
-    norms = [_norm(record, number) for number, layer in enumerate(record.layers) if layer in met and layer.calls]
-    met = [layer for layer in met if layer.calls]
-    own = sum(forward + backward for forward, backward in norms)
-    rest = max(compute_us - own, 0.0)
-    meetings = sum(layer.calls for layer in met)
+    rest = max(compute_us - sum(forward + backward for forward, backward in norms), 0.0)
     # Before each norm and after the last one.
-    between = rest / (meetings + 1)
-    step_spread = float(np.mean([_spread(rank.step.low, rank.step.high) for rank in ranks]))
+    between = rest / (sum(record.layers[place].calls for place in places) + 1)
     layers = []
-    for layer, (forward, backward) in zip(met, norms, strict=True):
+    for place, (forward, backward) in zip(places, norms, strict=True):
+        layer = record.layers[place]
+        size = meeting_bytes(layer.shape[1] if len(layer.shape) > 1 else 1)
         for call in range(layer.calls):
             layers.append(
                 Layer(
                     name=layer.name if layer.calls == 1 else f"{layer.name}, call {call + 1}",
                     forward_us=between / 3 + forward / layer.calls,
                     backward_us=between * 2 / 3 + backward / layer.calls,
-                    forward_bytes=meeting_bytes(layer.shape[1]) if len(layer.shape) > 1 else meeting_bytes(1),
-                    backward_bytes=0 if not backward else meeting_bytes(layer.shape[1] if len(layer.shape) > 1 else 1),
+                    forward_bytes=size,
+                    backward_bytes=size if layer.backward_bytes else 0,
                 )
             )
     layers.append(Layer(name="after the last norm", forward_us=between / 3, backward_us=between * 2 / 3))
-    pieces = [time for layer in layers for time in (layer.forward_us, layer.backward_us)]
-    # Independent pieces: their spread is such that the whole step has the recorded one.
-    spread = step_spread * sum(pieces) / math.hypot(*pieces) if any(pieces) else 0.0
+    step_spread = float(np.mean([_spread(rank.step.low, rank.step.high) for rank in ranks]))
+    spread = _share_out(step_spread, [time for layer in layers for time in (layer.forward_us, layer.backward_us)])
     layers = [one.model_copy(update={"forward_spread": spread, "backward_spread": spread}) for one in layers]
     rows = record.layers[0].shape[0] if record.layers and record.layers[0].shape else 1
     assumed = [
@@ -122,8 +116,9 @@ def from_profile(record: Profile) -> Workload:
         f"Compute varies independently from stretch to stretch, so that a step varies as recorded ({step_spread:.1%}).",
         "A profile does not tell the number of parameters: without --parameters the sum of gradients is left out.",
     ]
+    number = "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"
     return Workload(
-        source=f"the recorded profile of {' '.join(record.target.split())}, {len(ranks)} rank{'s'[: len(ranks) > 1]}",
+        source=f"the recorded profile of {' '.join(record.target.split())}, {number}",
         assumed=assumed,
         rows=max(rows, 1),
         whole_rows=max(rows, 1) * max(len(ranks), 1),
@@ -149,3 +144,8 @@ def _spread(low: float, high: float) -> float:
     """Coefficient of variation of the lognormal with these 20th and 80th percentiles."""
     sigma = math.log(high / low) / (2 * _TAIL_SCORE) if low > 0 else 0.0
     return math.sqrt(math.expm1(sigma**2))
+
+
+def _share_out(spread: float, pieces: Sequence[float]) -> float:
+    """The coefficient of variation of independent pieces whose sum has that of ``spread``."""
+    return spread * sum(pieces) / math.hypot(*pieces) if any(pieces) else 0.0

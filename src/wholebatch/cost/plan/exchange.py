@@ -27,9 +27,9 @@ def exchange_us(link: Link, way: Exchange, workers: int, size: int) -> float:
         link: what a message takes.
         way: how.
         workers: at least 1; one worker exchanges nothing.
-        size: bytes that each worker brings.
+        size: bytes that each worker brings; where there are none there is no message.
     """
-    if workers == 1:
+    if workers == 1 or size == 0:
         return 0.0
     if way == "allgather":
         return (workers - 1) * _message(link, size)

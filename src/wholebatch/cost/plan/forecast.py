@@ -41,7 +41,8 @@ def plan(
         slow: a worker that is slower than the others.
         strong: the whole mini-batch is divided, and compute with it, in proportion to rows; otherwise each worker keeps
             its rows, and the mini-batch grows.
-        group_size: workers of a group; fewer workers are one group. None: 8, and no groups where 8 does not divide.
+        group_size: workers of a group; there are no groups of as many workers or fewer. None: 8, and no groups where 8
+            does not divide.
         seed: of the simulation.
         progress: is told which share of the workers is done.
 
@@ -73,8 +74,8 @@ def plan(
 
 def _teams(workers: int, slow: Slow | None, group_size: int | None) -> dict[Synchronisation, Team]:
     teams: dict[Synchronisation, Team] = {"all": Team(workers, workers, slow)}
-    group = min(group_size or GROUP, workers)
-    if workers % group == 0:
+    group = group_size or GROUP
+    if group < workers and workers % group == 0:
         teams["groups"] = Team(workers, group, slow)
     teams["none"] = Team(workers, 1, slow)
     return teams

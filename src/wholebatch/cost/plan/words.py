@@ -29,7 +29,7 @@ def answers(record: Plan) -> list[str]:
     """What was found; the first sentence alone is a full answer."""
     whole, own = record.of("all")[-1], record.of("none")[-1]
     said = [_first(record, whole, own)]
-    groups = [one for one in record.of("groups") if 1 < one.group < one.workers]
+    groups = record.of("groups")
     if groups:
         last = groups[-1]
         said.append(

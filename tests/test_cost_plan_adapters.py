@@ -83,36 +83,20 @@ def drawn(threads: int = 2, straggler: int | None = None, norm: str = "batch") -
                 )
             )
             at += duration
-    step = timeline.Step(index=0, duration_ns=20000, spans=spans, meetings=[], shares=[])
-    times = timeline.Spread(p20=19000, median=20000, p80=21000)
-    return timeline.Timeline(
-        settings=timeline.Settings(
-            source="random",
-            rows=100,
+    # What the adapter does not read is left out: it may change.
+    return timeline.Timeline.model_construct(
+        settings=timeline.Settings.model_construct(
             sizes=[4, 8, 3],
             parameters=70,
             norm=norm,
-            norm_position="before",
-            activation="relu",
-            loss="cross_entropy",
-            optimizer="sgd",
-            clip=None,
             batch_size=64,
-            cores=4,
             threads=threads,
             split="example",
             dtype="float32",
-            seed=0,
         ),
-        clock=timeline.Clock(name="a clock", skew_ns=0),
         straggler=None if straggler is None else timeline.Straggler(thread=straggler, factor=3),
-        overhead=timeline.Overhead.model_construct(),
-        steps=10,
-        step_ns=times,
-        shares=[],
-        median=step,
-        slowest=step,
-        habits=[],
+        step_ns=timeline.Spread(p20=19000, median=20000, p80=21000),
+        median=timeline.Step.model_construct(index=0, duration_ns=20000, spans=spans),
     )
 
 

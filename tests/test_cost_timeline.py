@@ -238,9 +238,11 @@ def test_the_pictures_show_what_is_in_the_record() -> None:
     assert waits is not None
     assert lasts is not None
     data = lanes.as_json()["data"]
-    assert [trace["name"] for trace in data] == ["compute", "wait", "merge", "made slow", "came last"]
-    drawn = sum(np.sum(lanes.figure.data[i].x) for i in range(4))
+    assert [trace["name"] for trace in data] == ["compute", "wait", "merge", "being let go", "made slow", "came last"]
+    drawn = sum(np.sum(lanes.figure.data[i].x) for i in range(5))
     assert drawn == pytest.approx(2 * timeline.median.duration_ns / 1e3)
+    late = sum(sum(meeting.late_ns) for meeting in timeline.median.meetings)
+    assert np.sum(lanes.figure.data[1].x) == pytest.approx(late / 1e3)
     assert list(waits.figure.data[0].x) == [habit.wait_ns.median / 1e3 for habit in timeline.habits]
     assert np.sum([bars.x for bars in lasts.figure.data], axis=0) == pytest.approx(np.ones(6))
 

@@ -13,6 +13,7 @@ from wholebatch.pages.pictures import Picture, arrange, plain
 # In the order of the templates' colours: blue, orange, green.
 KINDS: tuple[tuple[Kind, str], ...] = (("compute", "compute"), ("wait", "wait"), ("merge", "merge"))
 IDLE = {"color": "rgba(128,136,150,0.35)", "pattern": {"shape": "/", "size": 6, "solidity": 0.25}}
+FREED = {"color": "rgba(224,140,66,0.42)"}
 EDGE = {"width": 0.6, "color": "rgba(128,136,150,0.7)"}
 THREAD_COLORS = qualitative.Safe  # also for those who do not tell all colours apart
 MOST_THREADS = len(THREAD_COLORS)
@@ -22,7 +23,10 @@ MOST_THREADS = len(THREAD_COLORS)
 def draw_lanes(record: Timeline) -> Picture:
     """A step: each thread a lane, each stretch of its time a bar, and a triangle where the last one came."""
     step, threads = record.step, record.settings.threads
-    traces = [_bars([s for s in step.spans if s.kind == kind], name, {"line": EDGE}) for kind, name in KINDS]
+    spans, freed = _split(step)
+    traces = [_bars([s for s in spans if s.kind == kind], name, {"line": EDGE}) for kind, name in KINDS]
+    if freed:
+        traces.append(_bars(freed, "being let go", FREED | {"line": EDGE}))
     idle = [span for span in step.spans if span.kind == "injected"]
     if idle:
         traces.append(_bars(idle, "made slow", IDLE | {"line": EDGE}))
@@ -54,8 +58,9 @@ def draw_lanes(record: Timeline) -> Picture:
         shapes=lines,
     )
     words = (
-        "Each thread is a lane. At a dotted line all have come to a meeting, the triangle marks who came last; the "
-        "orange before it is the others' waiting for that thread."
+        "Each thread is a lane. At a dotted line all have come to a meeting; the triangle marks who came last. The "
+        "orange before it is the others' waiting for that thread; the paler rest passed until they noticed, or "
+        "until the system woke them and gave them a core."
         if step.meetings
         else "One thread does all, and waits for nobody."
     )
@@ -121,6 +126,27 @@ def draw_lasts(record: Timeline) -> Picture:
     return Picture("lasts", "Who came last", words, go.Figure(traces, layout), "wide", _height(names))
 
 
+def _split(step: Step) -> tuple[list[Span], list[Span]]:
+    """The spans, waits cut off where the last thread came; and what of the waits was after that."""
+    spans, freed = [], []
+    for span in step.spans:
+        if span.kind != "wait":
+            spans.append(span)
+            continue
+        begin, end = span.start_ns, span.start_ns + span.duration_ns
+        own = (
+            m.arrivals_ns[m.last]
+            for m in step.meetings
+            if m.arrivals_ns[span.thread] <= begin < m.arrivals_ns[span.thread] + m.waits_ns[span.thread]
+        )
+        came = min(max(next(own, begin), begin), end)  # none: it leaves the last meeting of the step before
+        if came > begin:
+            spans.append(span.model_copy(update={"duration_ns": came - begin}))
+        if end > came:
+            freed.append(span.model_copy(update={"start_ns": came, "duration_ns": end - came}))
+    return spans, freed
+
+
 def _bars(spans: list[Span], name: str, marker: Any) -> go.Bar:
     return go.Bar(
         x=[span.duration_ns / 1e3 for span in spans],
@@ -128,9 +154,19 @@ def _bars(spans: list[Span], name: str, marker: Any) -> go.Bar:
         y=[_lane(span.thread) for span in spans],
         orientation="h",
         name=name,
-        customdata=[[plain(span.name), span.phase, f", {span.manner}" if span.manner else ""] for span in spans],
+        # plotly.js would show where a bar with a base ends, not how long it is
+        customdata=[
+            [
+                plain(span.name),
+                span.phase,
+                f", {span.manner}" if span.manner else "",
+                span.start_ns / 1e3,
+                span.duration_ns / 1e3,
+            ]
+            for span in spans
+        ],
         hovertemplate="%{y}: " + name + "%{customdata[2]}<br>%{customdata[0]}, %{customdata[1]}<br>"
-        "%{value:.2f} µs from %{base:.1f} µs on<extra></extra>",
+        "%{customdata[4]:,.2f} µs, from %{customdata[3]:,.1f} µs on<extra></extra>",
         marker=marker,
     )
 

@@ -43,7 +43,8 @@ def test_a_run_writes_rows_and_tables_and_names_a_missing_peer(
         assert times == sorted(times)
     out, err = capsys.readouterr()
     missing = "jax is left out: it cannot be imported (no such library here); pip install 'wholebatch[benchmarks]'"
-    assert err.splitlines() == [f"note: {missing}"]
+    notes = [line for line in err.splitlines() if "others use the machine" not in line]  # which may be so
+    assert notes == [f"note: {missing}"]
     for words in ("A: 64 x [20, 20, 20, 20, 10]", "instruction set", "memory bandwidth", "at most 1.15"):
         assert words in out
         assert words in markdown.read_text()

@@ -153,7 +153,7 @@ def test_the_same_page_and_trace_elsewhere(recording: Recording, report: Report,
     shutil.move("out/recording.json", "sent.json")
     assert report("sent.json") == (0, "report report.html\n", "")
     assert Path("report.html").read_bytes() == page
-    assert report("sent.json", "--out", "p.html", "--trace", "t.json") == (0, "report p.html\ntrace t.json\n", "")
+    assert report("sent.json", "--out", "p.html", "--trace", "t.json") == (0, "trace t.json\nreport p.html\n", "")
     assert Path("p.html").read_bytes() == page
     assert Path("t.json").read_bytes() == trace
     Path("again").mkdir()
@@ -203,7 +203,12 @@ MISTAKES: list[tuple[str, dict[str, str], list[str], tuple[str, ...]]] = [
     ("a newer run", {"n.json": NEWER_RUN}, ["n.json"], ("version 9", "pip install")),
     ("an unwritable page", {"r.json": "", "file": ""}, ["r.json", "--out", "file/p"], ("file/p", "another path")),
     ("an unwritable trace", {"r.json": "", "file": ""}, ["r.json", "--trace", "file/t"], ("file/t", "another path")),
-    ("nothing to trace", {"e.json": ""}, ["e.json", "--trace", "t"], ("nothing to trace", "wholebatch timeline")),
+    (
+        "nothing to trace",
+        {"e.json": ""},
+        ["e.json", "--trace", "t", "--out", "p"],
+        ("nothing to trace", "wholebatch timeline"),
+    ),
 ]
 
 

@@ -60,13 +60,13 @@ def _report_costs(file: Path, out: Path | None, page_wanted: bool, trace: Path |
     recording = load(file)
     if console:
         show(tell(recording))
+    if trace is not None:  # first: a recording without a course in time is refused before a page is written
+        write_trace(recording, trace)
+        click.echo(f"trace {trace}")
     if page_wanted:
         page = out or file.with_name(REPORT)
         write_page(recording, page)
         click.echo(f"report {page}")
-    if trace is not None:
-        write_trace(recording, trace)
-        click.echo(f"trace {trace}")
 
 
 def _report_run(path: Path, out: Path | None, page_wanted: bool, console: bool) -> None:

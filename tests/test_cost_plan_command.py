@@ -18,10 +18,11 @@ import pytest
 
 from wholebatch.commands import main
 from wholebatch.commands.quantities import Bandwidth, Duration, Factor, Jitter, Workers
+from wholebatch.cost.plan.check import last_to_come
 from wholebatch.cost.plan.clocked import Clocked
 from wholebatch.cost.plan.measuring import describe, fit_link, fit_lognormal, measure_steps, meeting_bytes
 from wholebatch.cost.plan.ranks import RankError, run_ranks
-from wholebatch.cost.plan.trial import Shape
+from wholebatch.cost.plan.trial import Shape, Times
 from wholebatch.cost.recording import Recording, load
 from wholebatch.sharing import Meeting
 
@@ -152,6 +153,7 @@ def test_a_plan_from_a_recording_needs_no_ranks(
         (("--bandwidth", "10"), "not a bandwidth"),
         (("--bandwidth", "0Gbit/s"), "lets nothing through"),
         (("--by", "0.5x"), "not a factor of at least 1"),
+        (("--by", "2x"), "no worker is slow"),
         (("--check", "1,2"), "not within 2 to"),
         (("--hidden", "none"), "needs at least one layer"),
         (("--batch-size", "1"), "is not in the range"),
@@ -225,6 +227,24 @@ def test_fits():
     mean, spread = fit_lognormal(seconds)
     assert mean == pytest.approx(1000, rel=1e-4)
     assert spread == pytest.approx(0.2, rel=1e-3)
+
+
+def test_the_slowest_of_each_stretch():
+    """Two ranks, one layer with batch norm: update and layer, output both ways, layer backward. By hand."""
+    first = [Times(0.0, 0.0, (1e-6, 2e-6, 3e-6, 4e-6, 5e-6)), Times(0.0, 0.0, (1e-6,) * 5)]
+    second = [Times(0.0, 0.0, (3e-6, 1e-6, 4e-6, 1e-6, 6e-6)), Times(0.0, 0.0, (2e-6,) * 5)]
+    assert last_to_come([first, second], hidden=1) == pytest.approx([4 + 7 + 6, 10])
+    apart = [[Times(0.0, 0.0, (1e-6, 2e-6, 3e-6))], [Times(0.0, 0.0, (3e-6, 1e-6, 1e-6))]]
+    assert last_to_come(apart, hidden=1) == pytest.approx([6])
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from wholebatch.commands import main\ntry: main(['plan', '--help'])\n"
+    code += "finally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--workers" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 # What follows runs in ranks.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wholebatch.cost.plan.trial import Shape
 
 AT_LEAST_1 = click.IntRange(min=1)
+SLOWER = 3.0
 
 
 @click.command(context_settings={"show_default": True})
@@ -45,7 +46,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 @click.option("--group-size", type=AT_LEAST_1, metavar="N", help="Workers of a group.  [default: 8, where it divides]")
 @click.option("--strong", is_flag=True, help="Divide the mini-batch; otherwise each worker keeps its rows.")
 @click.option("--slow-worker", type=click.IntRange(0), metavar="N", help="Worker N, from 0, is slower.")
-@click.option("--by", type=Factor(), metavar="X", default="3x", help="How many times slower.")
+@click.option("--by", type=Factor(), metavar="X", help="How many times slower.  [default: 3x]")
 @click.option("--check", type=Workers(2, 64), metavar="N,...", default="2,4,8", help="Check with so many local ranks.")
 @click.option("--no-check", is_flag=True, help="Predict only.")
 @click.option(
@@ -67,7 +68,7 @@ def plan(
     group_size: int | None,
     strong: bool,
     slow_worker: int | None,
-    by: float,
+    by: float | None,
     check: tuple[int, ...],
     no_check: bool,
     seconds: float,
@@ -82,6 +83,8 @@ def plan(
     """
     if not hidden:
         raise click.UsageError("--hidden needs at least one layer: a net without batch norm has no meetings")
+    if by is not None and slow_worker is None:
+        raise click.UsageError("--by says how slow a worker is, and no worker is slow: name one with --slow-worker")
     from wholebatch.commands import costs
 
     folder = costs.prepare(out, "plan")
@@ -96,7 +99,7 @@ def plan(
     from wholebatch.cost.plan.trial import Shape
     from wholebatch.cost.recording import Recording, here
 
-    slow = None if slow_worker is None else Slow(worker=slow_worker, by=by)
+    slow = None if slow_worker is None else Slow(worker=slow_worker, by=SLOWER if by is None else by)
     shape = Shape(hidden, batch_size)
     rows = batch_size if workload is None else workload.whole_rows
     check_request(workers, rows, slow=slow, strong=strong, group_size=group_size)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wholebatch.cost.plan.forecast import STEPS
-from wholebatch.cost.plan.measuring import Measured, describe, fit_lognormal, measure_steps
+from wholebatch.cost.plan.measuring import Measured, describe, measure_steps
 from wholebatch.cost.plan.others import count_others, crowd
-from wholebatch.cost.plan.outcome import Outcome, Team, exchanges
+from wholebatch.cost.plan.outcome import Team, exchanges
 from wholebatch.cost.plan.ranks import run_ranks
 from wholebatch.cost.plan.record import Check, Checked, Network, Synchronisation
 from wholebatch.cost.plan.simulation import simulate
-from wholebatch.cost.plan.stretches import Stretch, split
+from wholebatch.cost.plan.stretches import split
 from wholebatch.cost.plan.trial import Shape, Times
 
 
@@ -57,25 +57,20 @@ def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores:
     network = network.model_copy(update={"exchange": measured[0].way})
     alone = [times for one in measured for times in one.alone]
     stretches = split(describe(shape, alone, number), factor=crowding)
-    whole, own = Team(number, number), Team(number, 1)
-    predicted = _simulate(stretches, network, (whole, own))
-    of_all = [times for one in measured for times in one.together]
-    of_none = [times for one in measured for times in one.apart]
-    mean, spread = fit_lognormal(np.array([times.step - times.idle for times in of_none]))
-    told = _simulate(split(describe(shape, of_all, number)), network, (whole,)) | _simulate(
-        [Stretch(float(mean), float(spread), shape.gradient_bytes, gradients=True)], network, (own,)
-    )
+    teams: list[tuple[Synchronisation, Team, list[list[Times]]]] = [
+        ("all", Team(number, number), [one.together for one in measured]),
+        ("none", Team(number, 1), [one.apart for one in measured]),
+    ]
+    messages = {team: exchanges(stretches, network, team) for _, team, _ in teams}
+    predicted = simulate(stretches, messages, STEPS, seed=0)
     alone_us = float(np.median([times.step - times.idle for times in alone])) * 1e6
     lines = []
-    teams: list[tuple[Synchronisation, Team, list[list[Times]]]] = [
-        ("all", whole, [one.together for one in measured]),
-        ("none", own, [one.apart for one in measured]),
-    ]
     for synchronisation, team, by_rank in teams:
         steps = np.mean([[times.step for times in of_rank] for of_rank in by_rank], axis=0) * 1e6
         idle = float(np.mean([[times.idle for times in of_rank] for of_rank in by_rank])) * 1e6
         p20, p50, p80 = np.quantile(steps, [0.2, 0.5, 0.8]).tolist()
-        exchanged = sum(exchanges(stretches, network, team))
+        exchanged = sum(messages[team])
+        told = float(np.median(last_to_come(by_rank, len(shape.hidden)))) + exchanged
         lines.append(
             Checked(
                 workers=number,
@@ -92,12 +87,25 @@ def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores:
                 predicted_idle_us=predicted[team].wait_us + exchanged,
                 measured_idle_us=idle,
                 compute_us=float(steps.mean()) - idle,
-                told_us=told[team].p50_us,
-                told_error_percent=100 * (told[team].p50_us / p50 - 1),
+                told_us=told,
+                told_error_percent=100 * (told / p50 - 1),
             )
         )
     return lines
 
 
-def _simulate(stretches: Sequence[Stretch], network: Network, teams: Sequence[Team]) -> dict[Team, Outcome]:
-    return simulate(stretches, {team: exchanges(stretches, network, team) for team in teams}, STEPS, seed=0)
+def last_to_come(by_rank: Sequence[Sequence[Times]], hidden: int) -> np.ndarray:
+    """Microseconds of each measured step if meetings took no time: the sum of the slowest rank's stretches.
+
+    Args:
+        by_rank: the same steps of each rank.
+        hidden: layers with batch norm. Steps without shared batch norm are a single stretch.
+    """
+    pieces = np.array([[times.pieces for times in of_rank] for of_rank in by_rank]) * 1e6
+    if pieces.shape[2] == 1 + 2 * (hidden + 1):
+        # Update with the first layer, each further layer, the output both ways, each layer backward.
+        starts = [0, *range(2, hidden + 2), *range(hidden + 3, 2 * hidden + 3)]
+    else:
+        starts = [0]
+    slowest: np.ndarray = np.add.reduceat(pieces, starts, axis=2).max(axis=0).sum(axis=1)
+    return slowest

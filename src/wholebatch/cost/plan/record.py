@@ -163,8 +163,8 @@ class Checked(_Plain):
         predicted_idle_us: wait and exchange of a step as predicted, a mean over steps and ranks.
         measured_idle_us: the same as measured.
         compute_us: the mean of a rank's compute in the measured steps.
-        told_us: the median step that the model predicts when it is told the ranks' compute, and its spread, as they
-            were in these steps: what its errors are without those of ``alone_us * crowding``.
+        told_us: the median step that the model predicts when it is told what each rank computed in each stretch of
+            each of these steps: the slowest rank's stretches and the exchanges. What it is off by is the exchanges'.
         told_error_percent: ``100 * (told_us / median_us - 1)``.
     """
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from wholebatch.cost.plan.record import Forecast, Link, Plan, Synchronisation
+from wholebatch.cost.plan.stretches import split
 
 WHOSE: dict[Synchronisation, str] = {"all": "all workers", "groups": "groups", "none": "each worker alone"}
 """Whose moments batch norm takes."""
+_MUCH = 0.15
+"""Coefficient of variation: a rank with a core of its own varies by a few percent."""
 
 
 def duration(microseconds: float) -> str:
@@ -79,7 +82,7 @@ def _checked(record: Plan) -> list[str]:
         over = "all ranks" if synchronisation == "all" else "each rank alone"
         said.append(
             f"Checked against real ranks on {check.cores} cores of this host, batch norm over {over}: the predicted "
-            f"step is off by {errors} ranks; told the ranks' own compute in those steps, by {told}."
+            f"step is off by {errors} ranks; told what each rank computed in those steps, by {told}."
         )
     return said
 
@@ -118,6 +121,13 @@ def notes(record: Plan) -> list[str]:
             "Between hosts this library's layers gather all parts on every rank, for the same bits on each, in place "
             f"of summing them on the way: with {most:,} workers the exchange would take {gathering} a step (--exchange "
             "allgather plans for that)."
+        )
+    varied = max(stretch.spread for stretch in split(work, record.jitter))
+    if record.jitter is None and varied > _MUCH:
+        said.append(
+            f"Compute was measured to vary by up to {varied:.0%}, which is much: was the machine busy with other "
+            "things? With many workers the wait follows from that number: plan with --jitter for workers that have "
+            "their cores to themselves."
         )
     if "measured" in (network.meetings.source, network.gradients.source) and network.exchange != "shared memory":
         said.append(
@@ -161,8 +171,8 @@ def _check_notes(record: Plan) -> list[str]:
         "shared batch norm take turns. Latency and bandwidth were measured between two ranks: more ranks are predicted "
         "from that.",
         "A rank's compute is predicted as that of a rank alone. Ranks share caches, memory and power with each other, "
-        "and cores with whatever else runs: the second prediction is told what the ranks computed, so that its error "
-        "is that of the waiting and of the exchange alone.",
+        "and cores with whatever else runs: the second prediction is told what each rank computed in each stretch of "
+        "each step, so that its error is that of the exchanges alone.",
     ]
     others = max(line.others for line in check.lines)
     if others >= 0.5:

@@ -210,6 +210,7 @@ def test_meetings_are_read_from_marks() -> None:
         {"thread": 1, "compute_ns": 185, "merge_ns": 15, "wait_ns": 30, "injected_ns": 250},
     ]
     assert lanes.manners() == {"spinning": 40, "yielding": 40, "parked": 130, "waking": 10}
+    assert lanes.late() == 150 + 20
     assert lanes.skew == 0
     wait = {"thread": 0, "layer": 0, "name": "hidden layer 1", "phase": "forward", "kind": "wait"}
     assert [span for span in step.spans if span.manner == "parked"] == [

@@ -96,6 +96,12 @@ class Lanes:
                 totals[manner] += int((stops - starts)[lane.doing[1:] == doing].sum())
         return totals
 
+    def late(self) -> int:
+        """Nanoseconds of waiting for the last thread to come, all threads together, over all steps that count."""
+        met = self.meetings
+        came = np.take_along_axis(met.arrive, met.last[None], axis=0)
+        return int(np.maximum(came - met.arrive, 0)[:, met.step >= self.warm].sum())
+
     def habits(self) -> list[Habit]:
         """Each meeting of a step, over all steps that count."""
         met = self.meetings

@@ -117,6 +117,7 @@ def _assemble(wanted: Wanted, settings: Settings, overhead: Overhead, lanes: Lan
         step_ns=spread(durations),
         shares=lanes.shares(),
         manners=lanes.manners(),
+        late_ns=lanes.late(),
         median=lanes.step(int(by_length[(len(durations) - 1) // 2])),
         slowest=lanes.step(int(by_length[-1])),
         shown=wanted.shown,

@@ -221,6 +221,8 @@ class Timeline(Model):
         step_ns: a step, over the recorded ones.
         shares: by thread, over all recorded steps.
         manners: what the threads' waiting was, over all recorded steps, in nanoseconds.
+        late_ns: how much of it was for the last thread to come, over all recorded steps; the rest passed until that was
+            noticed, or until the system woke who was parked and gave it a core.
         median, slowest: the steps of median and of longest duration.
         shown: which of them the console, the page and the trace begin with.
         habits: the meetings, over all recorded steps.
@@ -234,6 +236,7 @@ class Timeline(Model):
     step_ns: Spread
     shares: list[Share]
     manners: dict[Manner, Count]
+    late_ns: Count
     median: Step
     slowest: Step
     shown: Literal["median", "slowest"] = "median"

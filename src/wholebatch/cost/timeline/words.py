@@ -120,11 +120,13 @@ def _manner(record: Timeline) -> str:
 
 
 def _lateness(record: Timeline) -> str:
-    meetings = record.step.meetings
-    late, waits = (sum(sum(getattr(m, name)) for m in meetings) for name in ("late_ns", "waits_ns"))
+    whole = max(sum(record.manners.values()), 1)
+    step = record.step
+    waits, late = (sum(sum(getattr(m, name)) for m in step.meetings) for name in ("waits_ns", "late_ns"))
     return (
-        f"In {SHOWN[record.shown].lower()} ({lasting(record.step.duration_ns)}) {percent(late / max(waits, 1))} of "
-        "the waiting was for the last thread to come; the rest passed until that was noticed."
+        f"{percent(record.late_ns / whole)} of the waiting was for the last thread to come; the rest passed until that "
+        "was noticed, or until the system woke who was parked and gave it a core. "
+        f"{SHOWN[record.shown]} took {lasting(step.duration_ns)}, and there it was {percent(late / max(waits, 1))}."
     )
 
 

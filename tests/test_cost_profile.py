@@ -292,9 +292,9 @@ def test_rounds_are_balanced() -> None:
 
 
 def test_rounds_fit_into_the_time() -> None:
-    assert plan_rounds(1.0, 4, None, 20.0) == (6, 1, False)
-    assert plan_rounds(1.0, 4, 9, 20.0) == (9, 1, False)
-    rounds, burst, settled = plan_rounds(0.005, 2, None, 1.0)
+    assert plan_rounds(1.0, 4, 1, None, 20.0) == (6, 1, False)
+    assert plan_rounds(1.0, 4, 2, 9, 20.0) == (9, 1, True)
+    rounds, burst, settled = plan_rounds(0.005, 2, 1, None, 1.0)
     assert settled
     assert 0.8 <= rounds * 2 * (burst + 1) * 0.005 <= 1.0
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholebatch import cost, functional
+    from wholebatch import functional
     from wholebatch.conversion import (
         convert,
         fold,
@@ -68,7 +68,6 @@ __all__ = [
     "__version__",
     "accumulate",
     "convert",
-    "cost",
     "fold",
     "functional",
     "lockstep",

@@ -13,8 +13,8 @@ from wholebatch.pages.pictures import Picture, arrange, plain, short
 
 MOST_BARS = 24
 """Layers in a picture, the dearest; the table has all."""
-MOST_NAME = 22
-ROW = 30  # CSS pixels of a horizontal bar
+MOST_NAME = 26
+ROW, PAIR = 30, 44  # CSS pixels of a horizontal bar, and of two
 
 
 def by_layer(record: Profile) -> Picture:
@@ -142,13 +142,14 @@ def _layers(record: Profile, conversion: Conversion) -> Picture:
         )
         for form, name in enumerate(_forms(conversion))
     ]
-    layout = _rows([layer.name for layer, _ in pairs], f"{unit} per step, forward and backward", barmode="group")
+    layout = _rows([layer.name for layer, _ in pairs], f"{unit} per step, forward and backward", PAIR, barmode="group")
     return Picture(
         "converted",
         "The layers that changed",
         "Forward and backward of each changed layer together, medians.",
         go.Figure(traces, layout),
-        height=110 + 44 * len(pairs),
+        "wide",
+        110 + PAIR * len(pairs),
     )
 
 
@@ -163,16 +164,26 @@ def _dearest(record: Profile, most: int = MOST_BARS) -> list[tuple[Layer, Times]
     return sorted(pairs, key=lambda pair: -total(pair[1]))[:most]
 
 
-def _rows(names: Sequence[str], title: str, **more: Any) -> dict[str, Any]:
-    """The layout of horizontal bars, the first on top."""
-    ticks = [short(f"…{name[1 - MOST_NAME :]}" if len(name) > MOST_NAME else name, MOST_NAME) for name in names]
+def _rows(names: Sequence[str], title: str, height: int = ROW, **more: Any) -> dict[str, Any]:
+    """The layout of horizontal bars of so many CSS pixels each, the first on top."""
     return arrange(
         xaxis={"title": {"text": title}, "rangemode": "tozero"},
-        yaxis={"tickvals": list(range(len(names))), "ticktext": ticks, "autorange": "reversed", "showgrid": False},
+        yaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": [_shorten(name) for name in names],
+            "autorange": "reversed",
+            "showgrid": False,
+        },
         hovermode="closest",
-        legend={"traceorder": "normal"},
+        legend={"traceorder": "normal", "y": 1 + 12 / (height * len(names))},
         **more,
     )
+
+
+def _shorten(name: str) -> str:
+    """A layer's name without its middle: the block that it is in stands in front, and what it is at the end."""
+    half = MOST_NAME // 2
+    return short(name if len(name) <= MOST_NAME else f"{name[: half - 1]}…{name[-half:]}", MOST_NAME)
 
 
 def _unit(most: float) -> tuple[str, float]:

@@ -78,7 +78,7 @@ def profile(
         stepper = Stepper(step, norms, clock_of(device), change)
         first = stepper.warm_up()
         _check_first(stepper, target)
-        plan = Plan(*crew.share("plan", plan_rounds(first, len(stepper.kinds), rounds, seconds))[0])
+        plan = Plan(*crew.share("plan", plan_rounds(first, len(stepper.kinds), crew.ranks, rounds, seconds))[0])
         samples = stepper.measure(plan, lambda done: progress(done, plan.rounds))
     finally:
         snapshot.restore()

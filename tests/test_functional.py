@@ -165,6 +165,16 @@ def test_the_sums_for_other_ranks_are_not_the_gradients() -> None:
     assert len({x.untyped_storage().data_ptr() for x in (sums, dweight, dbias)}) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the compiled kernels' and their twin's
+@pytest.mark.parametrize("training", [True, False])
+def test_no_channels_are_no_error(training: bool, dtype: torch.dtype) -> None:
+    z, running = torch.zeros(5, 0, 3, dtype=dtype, requires_grad=True), torch.zeros(0)
+    y = batch_norm(z, running, running, running, running, training, activation="relu")
+    y.sum().backward()
+    assert z.grad is not None
+    assert y.shape == z.grad.shape == (5, 0, 3)
+
+
 def test_offset_inputs_keep_their_digits() -> None:
     # The oracle is float64 on the same float32 numbers. What is left is the mean, rounded to float32: half a unit
     # of 1e4's last place is 5e-4, times a weight of 1 and a standard deviation of 1. E[x^2]-E[x]^2 would give noise.

@@ -134,7 +134,7 @@ def normalise_directly(
     Raises:
         ValueError: one value per channel.
     """
-    if z.numel() == z.shape[1] and call.sharing is None:
+    if z.numel() == z.shape[1] > 0 and call.sharing is None:
         refuse_one_value(z.shape)
     y: Tensor = _apply(z, weight, bias, residual, call, running_mean, running_var, momentum)
     return y

@@ -16,7 +16,7 @@ class Reference:
 
     def moments(self, z: Tensor, mask: Tensor | None) -> Moments:
         x, dims, channels = _accumulated(z), _reduced(z), z.shape[1]
-        count = float(z.numel() // channels if mask is None else mask.expand(z.shape[0], 1, *z.shape[2:]).sum())
+        count = float(z.numel() // max(channels, 1) if mask is None else mask.expand(z.shape[0], 1, *z.shape[2:]).sum())
         if count == 0:
             zero = x.new_zeros(channels)
             return Moments(0, zero, zero)

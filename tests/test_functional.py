@@ -165,6 +165,19 @@ def test_the_sums_for_other_ranks_are_not_the_gradients() -> None:
     assert len({x.untyped_storage().data_ptr() for x in (sums, dweight, dbias)}) == 3
 
 
+def test_training_between_evaluation_and_its_backward_changes_no_gradient() -> None:
+    z, (weight, bias) = draw((6, 3)), parameters(3)
+    found = []
+    for moves in (False, True):
+        running = torch.full((3,), 0.3, dtype=torch.float64), torch.full((3,), 1.7, dtype=torch.float64)
+        y = batch_norm(z, *running, weight, bias, training=False, activation="relu")
+        if moves:
+            batch_norm(z.detach(), *running, training=True)
+            assert running[0].ne(0.3).all()
+        found.append(torch.autograd.grad(y.square().sum(), (z, weight, bias)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the compiled kernels' and their twin's
 @pytest.mark.parametrize("training", [True, False])
 def test_no_channels_are_no_error(training: bool, dtype: torch.dtype) -> None:

@@ -128,7 +128,9 @@ def batch_norm(
                 "evaluation (training=False) normalises by running_mean and running_var, and one of them is None: "
                 "pass both, or training=True"
             )
-        call.constant = running_mean.to(dtype), torch.rsqrt(running_var.to(dtype) + eps)
+        # A copy where backward may come, before which training may move the running one.
+        mean = running_mean.to(dtype, copy=torch.is_grad_enabled())
+        call.constant = mean, torch.rsqrt(running_var.to(dtype) + eps)
     visit = attend(layer, input.shape, training)
     party = PARTY.get() if training and (visit is None or not visit.replays) else None
     ordinary = training and visit is None and party is None and save is None

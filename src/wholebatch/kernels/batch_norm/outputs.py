@@ -12,6 +12,9 @@ not be resized.
 At most ``WHOLEBATCH_KEPT_MIB`` MiB are kept, in use or free; by default a sixteenth of the machine's memory, and no
 more than 1024. Beyond that, those that were handed out longest ago go first, and an output for which there is no room
 comes from torch, as if this were not here. 0 keeps nothing.
+
+A storage that is used again may be up to an eighth larger than its tensor. ``torch.save`` writes storages whole: save a
+clone where that matters.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from wholebatch.sharing import Meeting
 BLOCK = 10
 """Steps in a row of one kind, and meetings of one size; the kinds take turns."""
 LEAST_ROUNDS, MOST_ROUNDS = 4, 200
+MOST_SECONDS = 20.0
+"""After so many seconds more than were asked for a round is the last: ranks that share cores may take long."""
 CHANNELS = (16, 1024)
 """Of the meetings from whose times latency and bandwidth are found."""
 FEW_BYTES = 1024
@@ -62,8 +64,10 @@ class LinkTimes:
 
 
 def measure_steps(rank: int, shape: Shape, seconds: float, together: bool = True) -> Measured:
-    """Steps of the ranks, in rounds: one rank alone (each in its turn), then all with and all without batch norm over
-    all of them. ``seconds`` bounds the rounds, of which at least four are made."""
+    """Steps of the ranks, in rounds: one rank alone (each in its turn), then, if ``together``, all of them with batch
+    norm over all and with batch norm over each. ``seconds`` bounds the rounds, of which there are at least four where
+    these do not take very long.
+    """
     sharing = Clocked(_world())
     trial = Trial(shape, sharing)
     ranks, start = sharing.ranks, perf_counter()
@@ -80,10 +84,7 @@ def measure_steps(rank: int, shape: Shape, seconds: float, together: bool = True
             found.together.extend(trial.run("all", BLOCK))
             dist.barrier()
             found.apart.extend(trial.run("none", BLOCK))
-        # Rank 0's clock decides for all, or some would wait for others that have stopped.
-        done = torch.tensor([perf_counter() - start > seconds])
-        dist.broadcast(done, src=0)
-        if done and number + 1 >= LEAST_ROUNDS:
+        if _is_last(number, perf_counter() - start, seconds):
             break
     return Measured(found.alone, found.together, found.apart, sharing.way)
 
@@ -111,9 +112,7 @@ def measure_links(rank: int, gradient_bytes: int, seconds: float) -> LinkTimes:
                 dist.all_reduce(vector)
                 if again:
                     gradients[place].append(perf_counter() - came)
-        done = torch.tensor([perf_counter() - start > seconds])
-        dist.broadcast(done, src=0)
-        if done and number + 1 >= LEAST_ROUNDS:
+        if _is_last(number, perf_counter() - start, seconds):
             break
     return LinkTimes(meetings, gradients, sharing.way)
 
@@ -187,6 +186,13 @@ def fit_lognormal(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logs = np.log(np.maximum(seconds, 1e-9))
     means, variances = logs.mean(axis=0), logs.var(axis=0)
     return np.exp(means + variances / 2) * 1e6, np.sqrt(np.expm1(variances))
+
+
+def _is_last(number: int, passed: float, seconds: float) -> bool:
+    """Whether round ``number`` was the last. Rank 0's clock decides for all, or some would wait for others."""
+    done = torch.tensor([passed > seconds + (MOST_SECONDS if number + 1 < LEAST_ROUNDS else 0)])
+    dist.broadcast(done, src=0)
+    return bool(done)
 
 
 def _world() -> dist.ProcessGroup:

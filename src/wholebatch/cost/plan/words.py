@@ -166,10 +166,10 @@ def _check_notes(record: Plan) -> list[str]:
     assert check is not None
     said = [
         f"The check runs a net with hidden layers {', '.join(map(str, check.hidden))} and {check.rows:,} rows on each "
-        f"rank, one thread each, over loopback ({check.network.exchange}: {link(check.network.meetings)}; gradients by "
-        f"gloo: {link(check.network.gradients)}), not the planned network. A rank alone, steps with and steps without "
-        "shared batch norm take turns. Latency and bandwidth were measured between two ranks: more ranks are predicted "
-        "from that.",
+        f"rank, whatever is planned for, one thread each, over loopback ({check.network.exchange}: "
+        f"{link(check.network.meetings)}; gradients by gloo: {link(check.network.gradients)}), not the planned network. "
+        "A rank alone, steps with and steps without shared batch norm take turns. Latency and bandwidth were measured "
+        "between two ranks: more ranks are predicted from that.",
         "A rank's compute is predicted as that of a rank alone. Ranks share caches, memory and power with each other, "
         "and cores with whatever else runs: the second prediction is told what each rank computed in each stretch of "
         "each step, so that its error is that of the exchanges alone.",

@@ -101,6 +101,26 @@ def test_a_rank_without_the_layer_is_told_so() -> None:
         assert "normalisation layer 1 is 1, LayerNorm(8), on rank 0 and none on rank 1" in outcome.error
 
 
+def profile_failing(rank: int, after: int) -> None:
+    model, calls = build(nn.LayerNorm(8)), []
+    x = torch.randn(16, 4)
+
+    def step() -> None:
+        calls.append(1)
+        if rank == 1 and len(calls) > after:
+            raise OSError("the data are gone")
+        model(x).sum().backward()
+
+    profile(step, "failing", rounds=6)
+
+
+@pytest.mark.parametrize("after", [0, 8])
+def test_nobody_waits_for_a_rank_that_failed(after: int) -> None:
+    first, second = run_ranks(profile_failing, 2, after)
+    assert second.error.startswith("StepError: failing raised OSError: the data are gone (")
+    assert first.error.startswith("ValueError: rank 1 failed: failing raised OSError: the data are gone (")
+
+
 def record_late(rank: int) -> str | None:
     model = build(LateOn(0), wholebatch.BatchNorm1d(8, process_group="world"))
     x = torch.randn(16, 4)

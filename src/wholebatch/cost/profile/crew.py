@@ -6,6 +6,7 @@ needs the store alone, which torchrun keeps for its ranks, and which every proce
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -64,11 +65,17 @@ class Crew:
         if self._board is not None:
             self._call(self._board.put, f"{self._name}/{kind}", self.rank, value)
 
+    def fail(self, error: Exception) -> None:
+        """Let those who wait for this rank's notices know that none will come."""
+        if self._board is not None:
+            with contextlib.suppress(ValueError):  # there may be nobody left to tell
+                self._call(self._board.put, f"{self._name}/failed", self.rank, str(error))
+
     def gather(self, kind: str, own: Any) -> list[Any]:
         """The notices of all ranks, in rank order.
 
         Raises:
-            ValueError: a rank did not leave one in time.
+            ValueError: a rank failed, or did not leave one in time.
         """
         if self._board is None:
             return [own]
@@ -77,6 +84,9 @@ class Crew:
             if self._call(self._board.wait, name, missing, _SLICE):
                 break
             missing = [rank for rank in missing if not self._call(self._board.wait, name, [rank], 0.001)]
+            for rank in missing:
+                if (text := self._call(self._board.get, f"{self._name}/failed", rank)) is not None:
+                    raise ValueError(f"rank {rank} failed: {text}")
             if missing and time.monotonic() - since > PATIENCE:
                 who = ", ".join(map(str, missing))
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,11 +39,10 @@ def profile(
 ) -> Profile | None:
     """Measure a training step, with and without probes, and with its batch norms converted, in interleaved rounds.
 
-    Called once, ``function`` does a training step, or returns a callable that does; that is called again and
-    again after one call that finds the models: in each round a burst of steps of each kind.
-    Afterwards parameters, buffers, gradients, training flags, the states of the optimizers that were seen and the
-    global random generators are as they were after the first call; what the step changes elsewhere (data loaders,
-    learning rate schedules) stays changed.
+    Called once, ``function`` does a training step, or returns a callable that does. After one call that finds the
+    models it is called again and again: in each round a burst of steps of each kind. Afterwards parameters, buffers,
+    gradients, training flags, the states of the optimizers that were seen and the global random generators are as they
+    were after the first call; what the step changes elsewhere (data loaders, learning rate schedules) stays changed.
 
     Under torchrun every rank calls this with the same arguments; ranks find each other over the default process group's
     store, or over torchrun's where ``function`` opened no group.
@@ -60,10 +60,33 @@ def profile(
 
     Raises:
         StepError: the function cannot be measured or failed; see :mod:`wholebatch.cost.profile.step`. Also where it
-            called no module or took no derivative, where it runs compiled, and where ranks have different models.
+            called no module or took no derivative, and where it runs compiled.
+        ValueError: ranks have different models, or another rank failed.
     """
-    step, seen = _discover(function, target)
+    try:
+        step, seen = _discover(function, target)
+    except StepError as error:
+        with contextlib.suppress(ValueError):  # the others cannot be found: then they need not be told
+            Crew.find().fail(error)
+        raise
     crew = Crew.find()
+    try:
+        return _measure(crew, step, seen, target, rounds, seconds, converting, progress)
+    except Exception as error:
+        crew.fail(error)
+        raise
+
+
+def _measure(
+    crew: Crew,
+    step: Callable[[], None],
+    seen: Discovery,
+    target: str,
+    rounds: int | None,
+    seconds: float,
+    converting: bool,
+    progress: Progress,
+) -> Profile | None:
     models = seen.normalising
     norms = find_norms(models)
     crew.compare(norms)

@@ -90,7 +90,7 @@ def draw_waits(record: Timeline) -> Picture:
         marker={"line": {"width": 0}},
     )
     layout = arrange(
-        xaxis={"title": {"text": "µs of waiting, mean of the threads"}, "rangemode": "tozero", "tickformat": ","},
+        xaxis={"title": {"text": "µs a thread waited, mean"}, "rangemode": "tozero", "tickformat": ","},
         yaxis={"type": "category", "categoryarray": names, "autorange": "reversed"},
         hovermode="closest",
         showlegend=False,

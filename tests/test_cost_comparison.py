@@ -16,6 +16,7 @@ from wholebatch.cost.comparison import claim, contenders, eager, rates
 from wholebatch.cost.comparison.console import tell
 from wholebatch.cost.comparison.contenders import Entry
 from wholebatch.cost.comparison.curves import join, score, time_epochs
+from wholebatch.cost.comparison.measuring import _every
 from wholebatch.cost.comparison.norms import NORMS
 from wholebatch.cost.comparison.ours import Ours
 from wholebatch.cost.comparison.problem import Problem
@@ -34,7 +35,7 @@ from wholebatch.cost.comparison.record import (
 from wholebatch.cost.comparison.section import describe
 from wholebatch.cost.comparison.settings import Wanted
 from wholebatch.cost.comparison.summary import answers, duration, missed, summarise
-from wholebatch.cost.comparison.timing import Burst, time_rounds
+from wholebatch.cost.comparison.timing import Burst, affordable, time_rounds
 from wholebatch.cost.comparison.timing import summarise as summarise_rounds
 from wholebatch.cost.comparison.trainer import DivergedError
 from wholebatch.feedforward.data import Data, batch_offsets
@@ -328,6 +329,24 @@ def test_rounds_time_every_burst_and_are_summarised():
     assert all(timing.steps >= 4 for timing in timings)
     made = summarise_rounds([5.0, 1.0, 3.0, 2.0, 4.0], 7)
     assert (made.low, made.median, made.high, made.steps) == (pytest.approx(1.8), 3.0, pytest.approx(4.2), 7)
+
+
+def test_long_steps_get_fewer_rounds_but_never_too_few():
+    burst = Burst(BATCH.start(make_problem(), 0, 1e-5), make_problem(), 1e-3)
+    burst.first = 0.1
+    expected = burst.steps * 0.1 + 0.2  # two steps go before
+    assert burst.cost == pytest.approx(expected)
+    assert affordable([burst, burst], 61, 7, 2 * 20.5 * expected) == 20
+    assert affordable([burst], 61, 7, 1e9) == 61
+    assert affordable([burst], 61, 7, 1e-9) == 7
+
+
+def test_scoring_takes_no_longer_than_training():
+    problem = make_problem()  # 6 steps an epoch, mini-batches of 16 rows, 40 rows to score: 40 / 48 of a step
+    assert _every(problem, 10) == 1
+    assert _every(problem, 100) == 6
+    many = replace(problem, validation=Data(np.zeros((1000, 6)), np.zeros(1000, dtype=np.int64)))
+    assert _every(many, 10) == 21
 
 
 class Sleeper:

@@ -231,6 +231,7 @@ def test_a_recording_is_never_written_over(capsys: pytest.CaptureFixture[str]):
 
 def test_ctrl_c_ends_it_with_a_sentence_and_leaves_nothing(tmp_path: Path):
     more = ("--epochs", "1000000", "--threads", "1", "--norms", "batch,none", "--hidden", "6", "--out", "out")
+    more += ("--engines", "wholebatch")
     command = start(tmp_path, "compare", "iris", *more)
     until = time.monotonic() + INTERRUPT_SECONDS
     while "training" not in ((tmp_path / "stderr").read_text() if (tmp_path / "stderr").exists() else ""):

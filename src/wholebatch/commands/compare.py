@@ -21,7 +21,7 @@ ENGINES = ("wholebatch", "torch")
 LEARNING_RATES = {"sgd": 3e-2, "adam": 3e-3, "adamw": 3e-3}
 # What --quick puts in place of options that were not given, and beside them.
 QUICK = {"epochs": 3, "seeds": 2}
-QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "most_rows": 2000}
+QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most_rows": 2000}
 
 
 @click.command(context_settings={"show_default": True})
@@ -51,7 +51,10 @@ QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "most_rows": 2000}
     help="Validation score to reach.  [default: what the weakest well-trained norm reaches]",
 )
 @click.option(
-    "--evaluate-every", type=AT_LEAST_1, metavar="N", help="Steps between scores.  [default: a hundredth of a training]"
+    "--evaluate-every",
+    type=AT_LEAST_1,
+    metavar="N",
+    help="Steps between scores.  [default: about a hundredth of a training]",
 )
 @click.option(
     "--validation-fraction", type=FRACTION, metavar="X", default=0.2, help="Rows to score the trainings with."

@@ -22,13 +22,13 @@ from wholebatch.cost.comparison.curves import join, score, time_epochs
 from wholebatch.cost.comparison.problem import Problem, make
 from wholebatch.cost.comparison.reaching import constant_score, find_target, reach
 from wholebatch.cost.comparison.record import Comparison, Contender, NormName, Run, Timing, Trial
-from wholebatch.cost.comparison.settings import Wanted
-from wholebatch.cost.comparison.timing import Burst, time_rounds
+from wholebatch.cost.comparison.settings import LEAST_ROUNDS, Wanted
+from wholebatch.cost.comparison.timing import Burst, affordable, time_rounds
 from wholebatch.runs.prepared import Prepared
 from wholebatch.runs.recording import SCORES
 
 EVALUATIONS = 100
-"""Of a training, where nothing else was asked for: a step to the target is known to a hundredth of the training."""
+"""Of a training, at most, where nothing else was asked for."""
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and which share of it is done, 0 to 1."""
@@ -43,7 +43,7 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
     """
     tell("reading the table", 0.0)
     problem, prepared, notes = make(wanted)
-    every = wanted.evaluate_every or -(-problem.steps_per_epoch * wanted.run.epochs // EVALUATIONS)
+    every = wanted.evaluate_every or _every(problem, wanted.run.epochs)
     with _threads_of_torch():
         chosen = choose(
             problem,
@@ -54,7 +54,8 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
             lambda share: tell("choosing threads and variants", share),
         )
         entries, bursts = [entry for entry, _ in chosen], [burst for _, burst in chosen]
-        timings = time_rounds(bursts, wanted.rounds, lambda share: tell("timing steps", share))
+        rounds = affordable(bursts, wanted.rounds, min(LEAST_ROUNDS, wanted.rounds), wanted.timing_seconds)
+        timings = time_rounds(bursts, rounds, lambda share: tell("timing steps", share))
         trials = _try_rates(problem, entries, wanted, every, tell)
         rate_of = {trial.norm: trial.learning_rate for trial in trials if trial.chosen}
         learning_rates = [rate_of.get(entry.norm, wanted.learning_rates[0]) for entry in entries]
@@ -86,6 +87,15 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
         claims=claim.check(contenders),
         notes=[*notes, *_doubts(prepared, wanted)],
     )
+
+
+def _every(problem: Problem, epochs: int) -> int:
+    """Steps between evaluations: a hundredth of a training, but so many that scoring takes no longer than training.
+
+    A row is scored by one pass through the net, and learned from by three.
+    """
+    cheap = -(-len(problem.validation) // (3 * problem.mini_batch))
+    return max(cheap, -(-problem.steps_per_epoch * epochs // EVALUATIONS))
 
 
 def _try_rates(problem: Problem, entries: Sequence[Entry], wanted: Wanted, every: int, tell: Tell) -> list[Trial]:

@@ -9,6 +9,8 @@ from wholebatch.cost.comparison.record import EngineName, NormName
 
 WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-2}
 """torch's own defaults."""
+LEAST_ROUNDS = 7
+"""Below this, a 20th and an 80th percentile say nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Wanted:
         target_score: to reach; None: what the weakest of the well-trained norms reaches.
         evaluate_every: steps between evaluations; None: a hundredth of a training.
         threads: to try beside 1.
-        rounds, burst_seconds: of the timing of steps.
+        rounds, burst_seconds: of the timing of steps: so many interleaved bursts of each contender, of so long.
+        timing_seconds: that all of them may take; where steps are long there are fewer rounds.
         most_rows: of a longer table, so many are drawn; None: all.
     """
 
@@ -38,6 +41,7 @@ class Wanted:
     threads: int = 1
     rounds: int = 61
     burst_seconds: float = 0.015
+    timing_seconds: float = 20.0
     most_rows: int | None = None
 
     def __post_init__(self) -> None:

@@ -87,7 +87,7 @@ def _to_target(record: Comparison) -> list[str]:
     if target.score is None:
         return [
             f"No norm learned to predict {', '.join(record.target_columns)} better than a constant does "
-            f"({record.score_name} {target.constant:.4f}), so there is no target to reach."
+            f"({record.score_name} {_score(target.constant)}), so there is no target to reach."
         ]
     said = [target_sentence(record)]
     for engine in dict.fromkeys(s.contender.engine for s in summaries):
@@ -98,11 +98,9 @@ def _to_target(record: Comparison) -> list[str]:
             continue
         _, fastest = min(reached, key=lambda pair: pair[0])
         others = [s for s in those if s is not fastest and s.contender.norm in ("batch", "none")]
-        medians = " (medians over the seeds)" if len(record.seeds) > 1 else " (one seed)"
-        sentence = f"On {claim.place(engine)} {words(fastest.contender.norm)} was there first, {_when(fastest, record)}"
-        said.append(
-            "; ".join([sentence, *(f"{words(s.contender.norm)}: {_when(s, record)}" for s in others)]) + medians
-        )
+        where = f"On {claim.place(engine)}{', in the median over seeds,' if len(record.seeds) > 1 else ''}"
+        sentence = f"{where} {words(fastest.contender.norm)} was there first, {_when(fastest, record)}"
+        said.append("; ".join([sentence, *(f"{words(s.contender.norm)}: {_when(s, record)}" for s in others)]))
     return [f"{sentence.rstrip('.')}." for sentence in said]
 
 
@@ -159,8 +157,8 @@ def notes(record: Comparison) -> list[str]:
     if not record.target.given and record.target.score is not None:
         said.append(
             f"A training counts as well trained where it closes {WELL_TRAINED:.0%} of the gap between a constant "
-            f"prediction ({record.score_name} {record.target.constant:.4f}) and the best training. The target is taken "
-            "from these same trainings, so the weakest of them reaches it at its peak; --target-score sets one "
+            f"prediction ({record.score_name} {_score(record.target.constant)}) and the best training. The target is "
+            "taken from these same trainings, so the weakest of them reaches it at its peak; --target-score sets one "
             "beforehand."
         )
     widest = max(c.timing.high / max(c.timing.low, 1e-12) for c in record.contenders)
@@ -181,6 +179,10 @@ def notes(record: Comparison) -> list[str]:
 def duration(seconds: float | None) -> str:
     """Three significant digits in the unit that suits."""
     return durations([seconds])[0]
+
+
+def _score(value: float) -> str:
+    return f"{round(value, 4) + 0.0:.4f}"  # the sum makes -0 a 0
 
 
 def durations(seconds: Sequence[float | None]) -> list[str]:

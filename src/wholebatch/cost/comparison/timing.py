@@ -44,6 +44,11 @@ class Burst:
         self._calls = max(1, wanted // self._call)
 
     @property
+    def cost(self) -> float:
+        """Seconds that a burst takes, the steps before it included, as the first few let expect."""
+        return self.steps * self.first + max(WARM_SECONDS, WARM_STEPS * self.first)
+
+    @property
     def steps(self) -> int:
         """Steps of a burst."""
         return self._call * self._calls
@@ -69,6 +74,11 @@ class Burst:
         order = self.problem.order(0, self._epoch)
         self._epoch += 1
         return self.trainer.train(order, self._offsets[: steps + 1])
+
+
+def affordable(bursts: Sequence[Burst], most: int, least: int, seconds: float) -> int:
+    """Rounds that take about ``seconds``, but at least ``least`` and at most ``most``."""
+    return min(most, max(least, int(seconds / sum(burst.cost for burst in bursts))))
 
 
 def time_rounds(bursts: Sequence[Burst], rounds: int, tell: Callable[[float], None]) -> list[Timing]:

@@ -139,6 +139,22 @@ def test_a_loop_is_recorded_on_all_ranks() -> None:
     assert measured.layers[0].calls == 1
 
 
+def profile_uneven(rank: int) -> str | None:
+    model = build(LateOn(1), wholebatch.BatchNorm1d(8, process_group="world"))
+    x = torch.randn(16, 4)
+    measured = profile(lambda: model(x).sum().backward(), "uneven", rounds=6)
+    return measured and measured.model_dump_json()
+
+
+def test_a_rank_that_no_longer_waits_saves_nothing() -> None:
+    """Reverted, rank 0 runs ahead of the late one; the step of all is as long as before."""
+    measured = Profile.model_validate_json(run_ranks(profile_uneven, 2)[0].value)
+    assert measured.conversion is not None
+    assert measured.conversion.way == "revert"
+    assert measured.conversion.after.low >= NAP
+    assert any("price of sharing" in note for note in measured.notes)
+
+
 def of_stays(*stays: tuple[float, ...]) -> list[Samples]:
     """One step of each rank, with so long stays in meetings of all of them at layer 0."""
     groups = [list(range(len(stays)))]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wholebatch.cost.profile.record import Layer, Profile, Times
-from wholebatch.cost.profile.words import answer, kind, notes, percent, seconds, total, within
+from wholebatch.cost.profile.words import answer, kind, notes, percent, rate, seconds, total, within
 
 
 def tell(record: Profile) -> list[RenderableType]:
@@ -42,16 +42,15 @@ def _layers(record: Profile) -> Table:
 
 
 def _cells(layer: Layer, times: Times) -> list[str]:
-    both = total(times)
-    moved = layer.forward_bytes + layer.backward_bytes
+    bytes_per_second = rate(layer, times)
     return [
         layer.name if layer.calls == 1 else f"{layer.name} ({layer.calls} calls)",
         kind(layer),
         within(times.forward),
         within(times.backward),
         percent(layer.share.median),
-        f"{moved / 1e6:.3g}",
-        f"{moved / both / 1e9:.2f}" if both else "-",
+        f"{(layer.forward_bytes + layer.backward_bytes) / 1e6:.3g}",
+        f"{bytes_per_second / 1e9:.2f}" if bytes_per_second else "-",
     ]
 
 

@@ -123,7 +123,7 @@ class Rank(BaseModel):
 
 
 class Conversion(BaseModel):
-    """What changing the batch norms changes, measured by doing it, on rank 0.
+    """What changing the batch norms changes, measured by doing it; of ranks, the slowest in each step.
 
     Attributes:
         way: ``convert``: torch.nn's became wholebatch's; ``revert``: wholebatch's became torch.nn's.

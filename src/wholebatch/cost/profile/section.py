@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wholebatch.cost.profile import figures
 from wholebatch.cost.profile.record import Profile, Spread
-from wholebatch.cost.profile.words import answer, interval, notes, percent, seconds
+from wholebatch.cost.profile.words import answer, interval, notes, percent, rate, seconds
 from wholebatch.pages.section import Cell, Section, Shown, Table, Tile
 
 Row = list[Cell]
@@ -54,11 +54,14 @@ def _layers(record: Profile) -> Table:
     ]
     rows = []
     for layer, times in zip(record.layers, record.ranks[0].layers, strict=True):
-        both = times.forward.median + (times.backward.median if times.backward else 0.0)
-        moved = layer.forward_bytes + layer.backward_bytes
+        bytes_per_second = rate(layer, times)
         row: Row = [layer.name, layer.kind, "×".join(map(str, layer.shape)), layer.dtype, layer.calls]
         row += [*_three(times.forward), *_three(times.backward), 100 * layer.share.median]
-        row += [layer.forward_bytes / 1e6, layer.backward_bytes / 1e6, moved / both / 1e9 if both else None]
+        row += [
+            layer.forward_bytes / 1e6,
+            layer.backward_bytes / 1e6,
+            bytes_per_second / 1e9 if bytes_per_second else None,
+        ]
         row += [_three(times.wait)[0], _three(times.exchange)[0]]
         rows.append(row)
     return Table("The normalisation layers, per step, on rank 0; MB: the least that can be moved", columns, rows)

@@ -73,7 +73,7 @@ def summarise(
         layers=layers,
         ranks=ranks,
         slowest=_slowest(waited),
-        conversion=None if change is None else _conversion(own, change),
+        conversion=None if change is None else _conversion(samples, change),
         notes=notes,
     )
 
@@ -144,21 +144,23 @@ def _shares_of_step(trace: Trace, place: int) -> np.ndarray:
     return np.divide(both, trace.seconds)
 
 
-def _compare(before: Sequence[float], after: Sequence[float], burst: int) -> np.ndarray:
+def _compare(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray, burst: int) -> np.ndarray:
     """How much longer the steps of the second of each pair of bursts took, relative to the first."""
     pairs = min(len(before), len(after)) // burst
     first, second = (np.reshape(each[: pairs * burst], (pairs, burst)).mean(axis=1) for each in (before, after))
     return np.asarray(second / first - 1)
 
 
-def _conversion(samples: Samples, change: Change) -> Conversion | None:
-    saving = estimate(-_compare(samples.plain, samples.changed, samples.burst))
+def _conversion(samples: Sequence[Samples], change: Change) -> Conversion | None:
+    """Of the slowest rank in each step: one that no longer waits for the others would seem to save their time."""
+    before, after = (np.max([getattr(one, form) for one in samples], axis=0) for form in ("plain", "changed"))
+    saving = estimate(-_compare(before, after, samples[0].burst))
     if saving is None:
         return None
     return Conversion(
         way=change.way,
         layers=[norm.name for norm in change.layers],
-        before=spread(samples.plain),
-        after=spread(samples.changed),
+        before=spread(before),
+        after=spread(after),
         saving=saving,
     )

@@ -43,7 +43,7 @@ def notes(record: Profile) -> list[str]:
         told.append(f"The probes made a step {_overhead(record.overhead)}; a layer's share is of the step with them.")
         if record.overhead.median > NOTICEABLE:
             told.append(
-                "Such short layers are measured with a part of the probes' own time in them: read them as upper bounds."
+                "That is a good part of it: the layers' own times have some of it in them, read them as upper bounds."
             )
     told.append(
         f"Measured in {record.rounds} rounds of {count(record.burst, 'step')} of each kind, with "
@@ -74,6 +74,12 @@ def seconds(value: float) -> str:
         if value >= size:
             return f"{_digits(value / size)} {unit}"
     return f"{_digits(value * 1e6)} µs"
+
+
+def rate(layer: Layer, times: Times) -> float | None:
+    """Bytes moved at least per second; None where that time is not the layer's own, but spent with other ranks."""
+    spent = total(times)
+    return (layer.forward_bytes + layer.backward_bytes) / spent if spent and times.wait is None else None
 
 
 def _digits(value: float) -> str:

@@ -95,6 +95,14 @@ def test_the_check_is_what_was_measured(recorded: tuple[Path, str]):
         assert line.measured_idle_us > 0
         assert line.compute_us > 0
     assert record.check.network.meetings.source == "measured"
+    assert [(line.workers, line.synchronisation) for line in record.check.slept] == [(2, "all"), (2, "none")]
+    for slept in record.check.slept:
+        assert slept.steps == 12
+        assert slept.error_percent == pytest.approx(100 * (slept.predicted_us / slept.median_us - 1))
+        assert slept.p20_us <= slept.median_us <= slept.p80_us
+        # A sleep takes at least what it was asked for, five of 10 ms a step. A step of the slower of two ranks varies
+        # by 6 ms, and the median of twelve by 1.25 / sqrt(12) of that, 2.2 ms: five of those less.
+        assert slept.median_us > 50_000 - 11_000
 
 
 def test_page_and_console_say_the_same(recorded: tuple[Path, str], capsys: pytest.CaptureFixture[str]):

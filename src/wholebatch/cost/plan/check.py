@@ -11,8 +11,9 @@ from wholebatch.cost.plan.measuring import Measured, describe, measure_steps
 from wholebatch.cost.plan.others import count_others, crowd
 from wholebatch.cost.plan.outcome import Team, exchanges
 from wholebatch.cost.plan.ranks import run_ranks
-from wholebatch.cost.plan.record import Check, Checked, Network, Synchronisation
+from wholebatch.cost.plan.record import Check, Checked, Network, Slept, Synchronisation
 from wholebatch.cost.plan.simulation import simulate
+from wholebatch.cost.plan.slept import compare_slept, count_steps, sleep_steps
 from wholebatch.cost.plan.stretches import split
 from wholebatch.cost.plan.trial import Shape, Times
 
@@ -42,12 +43,15 @@ def check(
         RankError: a rank failed.
     """
     lines: list[Checked] = []
+    slept: list[Slept] = []
     for number in ranks:
         say(f"check: {number} ranks on {cores} cores")
         others = count_others()
         measured = run_ranks(measure_steps, number, shape, seconds)
         lines += compare(shape, measured, network, cores, others)
-    return Check(hidden=list(shape.hidden), rows=shape.rows, cores=cores, network=network, lines=lines)
+        say(f"check: {number} ranks that sleep")
+        slept += compare_slept(run_ranks(sleep_steps, number, count_steps(seconds)), network)
+    return Check(hidden=list(shape.hidden), rows=shape.rows, cores=cores, network=network, lines=lines, slept=slept)
 
 
 def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores: int, others: float) -> list[Checked]:

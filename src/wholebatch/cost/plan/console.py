@@ -18,7 +18,7 @@ def tell(record: Plan) -> list[RenderableType]:
 
     said: list[RenderableType] = [_forecasts(record)]
     if record.check is not None:
-        said.append(_checked(record.check))
+        said += [_checked(record.check), *([_slept(record.check)] if record.check.slept else [])]
     return [*said, Text("\n".join(answers(record))), Text(), Text("\n".join(notes(record)), style="dim")]
 
 
@@ -57,6 +57,22 @@ def _checked(check: Check) -> Table:
             f"{line.told_error_percent:+.0f} %",
             duration(line.predicted_idle_us),
             duration(line.measured_idle_us),
+        )
+    return table
+
+
+def _slept(check: Check) -> Table:
+    table = _table("checked: ranks that sleep in place of computing", ("ranks", "meeting"))
+    for name in ("predicted", "measured", "p20 – p80", "error"):
+        table.add_column(name, justify="right")
+    for line in check.slept:
+        table.add_row(
+            f"{line.workers}",
+            "after each stretch" if line.synchronisation == "all" else "at the end",
+            duration(line.predicted_us),
+            duration(line.median_us),
+            f"{duration(line.p20_us)} – {duration(line.p80_us)}",
+            f"{line.error_percent:+.0f} %",
         )
     return table
 

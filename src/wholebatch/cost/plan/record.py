@@ -186,6 +186,29 @@ class Checked(_Plain):
     told_error_percent: float
 
 
+class Slept(_Plain):
+    """A prediction and what was measured, of ranks that sleep lognormal times in place of computing. Microseconds.
+
+    Attributes:
+        workers: ranks.
+        synchronisation: ``all``: a meeting after each stretch; ``none``: one at the end of the step.
+        steps: that were measured.
+        predicted_us: the median step that the model predicts, in closed form.
+        median_us: of the measured steps.
+        p20_us, p80_us: a fifth of the measured steps took less, a fifth more.
+        error_percent: ``100 * (predicted_us / median_us - 1)``.
+    """
+
+    workers: int = Field(ge=2)
+    synchronisation: Synchronisation
+    steps: int = Field(ge=1)
+    predicted_us: float = Field(ge=0)
+    median_us: float = Field(gt=0)
+    p20_us: float = Field(gt=0)
+    p80_us: float = Field(gt=0)
+    error_percent: float
+
+
 class Check(_Plain):
     """The model held against real ranks of this host.
 
@@ -195,6 +218,7 @@ class Check(_Plain):
         cores: that the ranks shared.
         network: of this host, measured between two ranks.
         lines: one for each number of ranks and synchronisation.
+        slept: the same for ranks that sleep, see :mod:`wholebatch.cost.plan.slept`.
     """
 
     hidden: list[int]
@@ -202,6 +226,7 @@ class Check(_Plain):
     cores: int = Field(ge=1)
     network: Network
     lines: list[Checked] = Field(min_length=1)
+    slept: list[Slept] = Field(default_factory=list)
 
 
 class Plan(_Plain):

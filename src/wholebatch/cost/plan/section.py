@@ -13,6 +13,8 @@ def describe(record: Plan) -> Section:
     shown = [Shown(figures.steps(record), _forecasts(record)), Shown(figures.wait_shares(record), None)]
     if record.check is not None:
         shown.append(Shown(figures.checked(record.check), _checked(record.check)))
+        if record.check.slept:
+            shown.append(Shown(None, _slept(record.check)))
     shown.append(Shown(None, _layers(record)))
     return Section(
         name="plan",
@@ -95,6 +97,24 @@ def _checked(check: Check) -> Table:
         *("compute alone", "compute together", "other threads", "crowding", "idle predicted", "idle measured", "steps"),
     )
     return Table("Predicted and measured steps of ranks on this host; times in microseconds", heads, rows)
+
+
+def _slept(check: Check) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            line.workers,
+            "after each stretch" if line.synchronisation == "all" else "at the end",
+            line.predicted_us,
+            line.median_us,
+            line.p20_us,
+            line.p80_us,
+            line.error_percent,
+            line.steps,
+        ]
+        for line in check.slept
+    ]
+    heads = ("ranks", "meeting", "µs predicted", "measured", "p20", "p80", "error %", "steps")
+    return Table("Predicted and measured steps of ranks that sleep in place of computing; microseconds", heads, rows)
 
 
 def _layers(record: Plan) -> Table:

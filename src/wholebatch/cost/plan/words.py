@@ -84,6 +84,14 @@ def _checked(record: Plan) -> list[str]:
             f"Checked against real ranks on {check.cores} cores of this host, batch norm over {over}: the predicted "
             f"step is off by {errors} ranks; told what each rank computed in those steps, by {told}."
         )
+    if check.slept:
+        errors = ", ".join(
+            f"{line.error_percent:+.0f} % with {line.workers}" for line in check.slept if line.synchronisation == "all"
+        )
+        said.append(
+            "The waiting alone, of ranks that sleep random times in place of computing, and hardly need a core: off by "
+            f"{errors} ranks."
+        )
     return said
 
 
@@ -167,13 +175,18 @@ def _check_notes(record: Plan) -> list[str]:
     said = [
         f"The check runs a net with hidden layers {', '.join(map(str, check.hidden))} and {check.rows:,} rows on each "
         f"rank, whatever is planned for, one thread each, over loopback ({check.network.exchange}: "
-        f"{link(check.network.meetings)}; gradients by gloo: {link(check.network.gradients)}), not the planned network. "
+        f"{link(check.network.meetings)}; gradients by gloo: {link(check.network.gradients)}), not the planned one. "
         "A rank alone, steps with and steps without shared batch norm take turns. Latency and bandwidth were measured "
         "between two ranks: more ranks are predicted from that.",
         "A rank's compute is predicted as that of a rank alone. Ranks share caches, memory and power with each other, "
         "and cores with whatever else runs: the second prediction is told what each rank computed in each stretch of "
         "each step, so that its error is that of the exchanges alone.",
     ]
+    if check.slept:
+        said.append(
+            "Ranks that sleep draw five stretches a step, lognormal with a mean of 10 ms and a coefficient of "
+            "variation of 0.3, and meet as in batch norm."
+        )
     others = max(line.others for line in check.lines)
     if others >= 0.5:
         said.append(

@@ -491,6 +491,14 @@ def test_nothing_learned_is_said_and_has_no_picture_of_a_target():
     assert names == ["comparison-step", "comparison-score-step", "comparison-score-second-wholebatch"]
 
 
+def test_a_target_that_nobody_reached_has_a_table_and_no_bars():
+    section = describe(make_record(target=0.99))
+    assert not [s for s in section.shown if s.picture and s.picture.name in ("comparison-steps", "comparison-time")]
+    table = next(shown.table for shown in section.shown if shown.table and "To the" in shown.table.caption)
+    assert [row[2] for row in table.rows] == ["not reached in 20 steps"] * 3
+    assert "On wholebatch no norm reached it within 20 steps." in section.answer
+
+
 def test_diverged_trainings_are_told():
     record = make_record()
     for run in record.runs:

@@ -57,10 +57,10 @@ def time_per_step(record: Comparison) -> Picture:
 
 
 def to_target(record: Comparison) -> list[Picture]:
-    """Bars of steps and of time to the target, with the range over seeds."""
-    if record.target.score is None:
-        return []
+    """Bars of steps and of time to the target, with the range over seeds; none where nobody reached it."""
     summaries = summarise(record)
+    if record.target.score is None or all(summary.steps[0] is None for summary in summaries):
+        return []
     unit, scale = _unit(max((s.seconds[2] or s.seconds[0] or 0.0 for s in summaries), default=0.0))
     target = f"a validation {record.score_name} of {record.target.score:g}"
     several = " Median over the seeds, and their range as a line." if len(record.seeds) > 1 else ""
@@ -126,8 +126,8 @@ def _target_bars(
     spreads = [getattr(s, attribute) for s in summaries]
     several = len(record.seeds) > 1
     heights = [None if s[0] is None else s[0] / scale for s in spreads]
-    down = [(s[0] - s[1]) / scale if several and s[0] is not None else 0.0 for s in spreads]
-    up = [(s[2] - s[0]) / scale if several and s[0] is not None and s[2] is not None else 0.0 for s in spreads]
+    down = [(s[0] - s[1]) / scale if several and s[0] is not None else None for s in spreads]
+    up = [(s[2] - s[0]) / scale if several and s[0] is not None and s[2] is not None else None for s in spreads]
     return _bars(
         engine,
         [s.contender.norm for s in summaries],
@@ -143,8 +143,8 @@ def _bars(
     engine: EngineName,
     norms: Sequence[NormName],
     heights: Sequence[float],
-    down: Sequence[float],
-    up: Sequence[float],
+    down: Sequence[float | None],
+    up: Sequence[float | None],
     text: Sequence[str],
     hover: Sequence[str],
 ) -> go.Bar:
@@ -166,6 +166,8 @@ def _bars(
         text=text,
         textposition=["outside" if gone else "inside" for gone in missing],
         insidetextanchor="start",
+        constraintext="none" if any(missing) else "both",
+        outsidetextfont={"size": 12},
         insidetextfont={"color": "#ffffff" if engine == "wholebatch" else "#1f2430"},
         textangle=-90 if any(missing) else 0,
         cliponaxis=False,
@@ -258,13 +260,16 @@ def _curves(record: Comparison, engine: EngineName, low: float, most: float, *, 
             )
         )
     highest = max(max(run.scores) for run in record.runs)
+    target = record.target.score
+    if target is not None and highest < target <= highest + (highest - low):  # one that is near is shown
+        highest = target
     room = 0.06 * (highest - low) or 0.01
     layout = arrange(
         xaxis={"title": {"text": unit}, "range": [0, most / scale], "hoverformat": ".4~g"},
         yaxis={"title": {"text": plain(record.score_name)}, "range": [low - room, highest + room]},
     )
-    if record.target.score is not None and record.target.score <= highest + room:
-        y = record.target.score
+    if target is not None and target <= highest:
+        y = target
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}
         layout["shapes"] = [line | {"line": {"dash": "dot", "width": 1.5}}]
         note = {"xref": "paper", "x": 0, "y": y, "text": f"target {y:g}", "showarrow": False}

@@ -12,10 +12,10 @@ from wholebatch.pages.section import Cell, Section, Shown, Table, Tile
 def describe(record: Comparison) -> Section:
     """Answer, pictures and tables."""
     summaries = summarise(record)
-    pictures = figures.to_target(record)
     shown = [Shown(figures.time_per_step(record), _steps_table(summaries))]
-    if pictures:
-        shown += [Shown(pictures[0], None), Shown(pictures[1], None), Shown(None, _target_table(record, summaries))]
+    shown += [Shown(picture, None) for picture in figures.to_target(record)]
+    if record.target.score is not None:
+        shown.append(Shown(None, _target_table(record, summaries)))
     curves = figures.learning(record)
     shown += [Shown(picture, None) for picture in curves] + [Shown(None, _runs_table(record))]
     if record.trials:
@@ -89,15 +89,15 @@ def _target_table(record: Comparison, summaries: list[Summary]) -> Table:
     rows: list[list[Cell]] = []
     for summary in summaries:
         several = summary.seeds > 1
-        steps: list[Cell] = [missed(summary, record), None, None]
-        if summary.steps[0] is not None:
-            steps = [_whole(summary.steps[0]), *(_whole(v) if several else None for v in summary.steps[1:])]
+        steps: list[Cell] = [_whole(value) for value in summary.steps]
+        if summary.steps[0] is None:
+            steps[0] = missed(summary, record)
         seconds: list[Cell] = [None if value is None else 1e3 * value for value in summary.seconds]
         rows.append(
             [
                 words(summary.contender.norm),
                 claim.place(summary.contender.engine),
-                *steps,
+                *(steps if several else [steps[0], None, None]),
                 *(seconds if several else [seconds[0], None, None]),
                 f"{summary.reached} of {summary.seeds}",
                 f"{summary.contender.learning_rate:g}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,6 @@ from wholebatch.cost.profile.samples import Samples
 from wholebatch.cost.profile.snapshot import Snapshot
 from wholebatch.cost.profile.step import StepError, call, take_step
 from wholebatch.cost.profile.summary import spread, summarise
-from wholebatch.feedforward import FeedForward
 
 SECONDS = 20.0
 Progress = Callable[[int, int], None]
@@ -130,6 +130,7 @@ def collect(
         notes.append(
             "A layer was entered again before it was left, as by micro-batches in lockstep: its time has theirs in it."
         )
+    notes += _tell_busy()
     return summarise(target, name_models(models), device, norms, visits, gathered, change, notes)
 
 
@@ -154,7 +155,8 @@ def _discover(function: Callable[[], Any], target: str) -> tuple[Callable[[], No
     if not seen.called:
         raise StepError(
             f"{what} called no torch.nn.Module, so there is nothing to measure; let it run the model on one batch, "
-            "call backward and step the optimizer (what torch.compile compiled before is not seen either)"
+            "call backward and step the optimizer (what torch.compile compiled before is not seen, nor the engine of a "
+            "wholebatch.FeedForward: wholebatch timeline looks into that)"
         )
     return lambda: call(chosen, what), seen
 
@@ -175,6 +177,15 @@ def _check_first(stepper: Stepper, target: str) -> None:
         )
 
 
+def _tell_busy() -> list[str]:
+    """A note where others had the machine, too."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= cores + 1:
+        return []
+    return [f"The machine had other work (load {load:.0f} on {cores} cores): times are longer than on a quiet one."]
+
+
 def _without_norms(step: Callable[[], None], target: str, seen: Discovery, crew: Crew) -> Profile | None:
     """The answer where there is no layer: only the step's time."""
     models = seen.models
@@ -184,8 +195,6 @@ def _without_norms(step: Callable[[], None], target: str, seen: Discovery, crew:
     if crew.rank:
         return None
     notes = ["Calls of torch.nn.functional.batch_norm, layer_norm and the like outside of a module are not seen."]
-    if any(isinstance(module, FeedForward) for model in models for module in model.modules()):
-        notes.append("A wholebatch.FeedForward normalises inside its engine: wholebatch timeline looks into that.")
     return Profile(
         target=target,
         models=[],

@@ -47,7 +47,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
         self.page.on("dialog", self._dialog)
         self.page.on("request", lambda request: self._request(request.url, path))
-        self.page.goto(path.as_uri())
+        self.page.goto(path.as_uri(), timeout=120_000)  # milliseconds; neighbours may have the cores
         self.wait_for(
             "(plots => plots.length > 0 && plots.every(plot => plot.querySelector('svg.main-svg')))"
             "([...document.querySelectorAll('.plot')])"

@@ -91,7 +91,7 @@ def test_the_check_is_what_was_measured(recorded: tuple[Path, str]):
         assert line.p20_us <= line.median_us <= line.p80_us
         assert line.error_percent == pytest.approx(100 * (line.predicted_us / line.median_us - 1))
         assert line.told_error_percent == pytest.approx(100 * (line.told_us / line.median_us - 1))
-        assert f"{line.error_percent:+.0f} %" in said
+        assert f"{round(line.error_percent):+d} %" in said
         assert line.measured_idle_us > 0
         assert line.compute_us > 0
     assert record.check.network.meetings.source == "measured"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wholebatch.cost.plan.record import Check, Plan
-from wholebatch.cost.plan.words import WHOSE, answers, duration, notes
+from wholebatch.cost.plan.words import WHOSE, answers, duration, notes, percent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,9 +52,9 @@ def _checked(check: Check) -> Table:
             duration(line.predicted_us),
             duration(line.median_us),
             f"{duration(line.p20_us)} – {duration(line.p80_us)}",
-            f"{line.error_percent:+.0f} %",
+            percent(line.error_percent),
             duration(line.told_us),
-            f"{line.told_error_percent:+.0f} %",
+            percent(line.told_error_percent),
             duration(line.predicted_idle_us),
             duration(line.measured_idle_us),
         )
@@ -72,7 +72,7 @@ def _slept(check: Check) -> Table:
             duration(line.predicted_us),
             duration(line.median_us),
             f"{duration(line.p20_us)} – {duration(line.p80_us)}",
-            f"{line.error_percent:+.0f} %",
+            percent(line.error_percent),
         )
     return table
 

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from wholebatch.cost.plan.record import Check, Forecast, Plan, Synchronisation
-from wholebatch.cost.plan.words import WHOSE, duration
+from wholebatch.cost.plan.words import WHOSE, duration, percent
 from wholebatch.pages.pictures import Picture, arrange
 
 # Told apart on a light and on a dark ground, and by people who see no red or no green (after Okabe and Ito, 2008).
@@ -124,7 +124,7 @@ def checked(check: Check) -> Picture:
             name="predicted" if name == "predicted" else "predicted, told the compute",
             mode="markers",
             marker={"symbol": symbol, "size": 11, "color": MARKS[name], "line": {"width": 1, "color": "#ffffff"}},
-            customdata=[[duration(value), f"{error:+.0f} %"] for value, error in values],
+            customdata=[[duration(value), percent(error)] for value, error in values],
             hovertemplate="%{customdata[0]} (%{customdata[1]})",
         )
         for name, symbol, values in predictions

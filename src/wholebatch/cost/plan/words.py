@@ -23,9 +23,14 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
+def percent(value: float) -> str:
+    """A whole number with its sign: ``+3 %``, ``-12 %``."""
+    return f"{round(value):+d} %"
+
+
 def link(link: Link) -> str:
     """Latency and bandwidth."""
-    return f"{duration(link.latency_us)} and {link.megabytes_per_second:,.4g} MB/s ({link.source})"
+    return f"{duration(link.latency_us)} and {link.megabytes_per_second:,.0f} MB/s ({link.source})"
 
 
 def answers(record: Plan) -> list[str]:
@@ -77,8 +82,8 @@ def _checked(record: Plan) -> list[str]:
         lines = [line for line in check.lines if line.synchronisation == synchronisation]
         if not lines:
             continue
-        errors = ", ".join(f"{line.error_percent:+.0f} % with {line.workers}" for line in lines)
-        told = ", ".join(f"{line.told_error_percent:+.0f} %" for line in lines)
+        errors = ", ".join(f"{percent(line.error_percent)} with {line.workers}" for line in lines)
+        told = ", ".join(percent(line.told_error_percent) for line in lines)
         over = "all ranks" if synchronisation == "all" else "each rank alone"
         said.append(
             f"Checked against real ranks on {check.cores} cores of this host, batch norm over {over}: the predicted "
@@ -86,7 +91,9 @@ def _checked(record: Plan) -> list[str]:
         )
     if check.slept:
         errors = ", ".join(
-            f"{line.error_percent:+.0f} % with {line.workers}" for line in check.slept if line.synchronisation == "all"
+            f"{percent(line.error_percent)} with {line.workers}"
+            for line in check.slept
+            if line.synchronisation == "all"
         )
         said.append(
             "The waiting alone, of ranks that sleep random times in place of computing, and hardly need a core: off by "

@@ -88,6 +88,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
   class_weights_.resize(config_.class_weights.size());
   std::copy(config_.class_weights.begin(), config_.class_weights.end(), class_weights_.get());
   centre_.resize(sizes[0]);
+  centre_sums_.resize(layers_.front().padded);
 }
 
 template <class T> typename Network<T>::Column Network<T>::column(const LayerState<T> &layer, int output) const {

@@ -225,6 +225,7 @@ private:
   Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
   void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels);
   void row_statistics(const Step &step, int layer, Range blocks);
+  void add_centre(const LayerState<T> &state, const double *mean);
   void finish_moments(const Step &step, int layer);
   void finish_sums(const Step &step, int layer);
   void finish_loss(const Step &step);
@@ -300,6 +301,7 @@ private:
   Claims claims_;
   Buffer<T> class_weights_;
   Buffer<T> centre_; // taken from each input column before the first layer, where batch norm takes it away again
+  Buffer<double> centre_sums_;
   bool centred_ = false;
   // dL/dy of the layer under way, of the one below it (being written), and of the one above (its weight gradient still
   // reads it)

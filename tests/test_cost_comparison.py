@@ -331,6 +331,15 @@ def test_rounds_time_every_burst_and_are_summarised():
     assert (made.low, made.median, made.high, made.steps) == (pytest.approx(1.8), 3.0, pytest.approx(4.2), 7)
 
 
+def test_a_burst_is_whole_epochs_where_they_are_short_and_a_part_of_one_where_not(monkeypatch: pytest.MonkeyPatch):
+    problem = make_problem(rows=16 * 100)  # 100 steps an epoch
+    trainer = BATCH.start(problem, 0, 1e-5)
+    monkeypatch.setattr(trainer, "train", lambda order, offsets: 0.001 * (len(offsets) - 1))
+    assert Burst(trainer, problem, 0.0305).steps == 100  # 30 steps asked for
+    assert Burst(trainer, problem, 0.2505).steps == 200
+    assert Burst(trainer, problem, 0.0105).steps == 10
+
+
 def test_long_steps_get_fewer_rounds_but_never_too_few():
     burst = Burst(BATCH.start(make_problem(), 0, 1e-5), make_problem(), 1e-3)
     burst.first = 0.1

@@ -22,13 +22,15 @@ WARM_STEPS = 2
 WARM_SECONDS = 0.004
 """Threads of torch spin for about a millisecond after their last work, and hold a core meanwhile."""
 LEAST_STEPS = 4
+MOST_TIMES = 8
+"""A burst may take so many times as long as asked for, if that makes it a whole epoch."""
 
 
 class Burst:
     """A trainer, and how many of its steps take so long as a burst should.
 
     Args:
-        seconds: that a burst should take; it is a whole number of calls, so it may take longer.
+        seconds: that a burst should take; whole epochs may take longer.
 
     Attributes:
         first: seconds per step of the first few that were timed.
@@ -40,7 +42,8 @@ class Burst:
         self.warm(seconds)
         self.first = self._pass(self._part(LEAST_STEPS)) / self._part(LEAST_STEPS)
         wanted = max(LEAST_STEPS, int(seconds / max(self.first, 1e-7)))
-        self._call = self._part(wanted)
+        whole = problem.steps_per_epoch
+        self._call = whole if whole <= MOST_TIMES * wanted else wanted
         self._calls = max(1, wanted // self._call)
 
     @property

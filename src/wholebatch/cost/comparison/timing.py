@@ -40,7 +40,8 @@ class Burst:
         self.trainer, self.problem = trainer, problem
         self._offsets, self._epoch = problem.offsets, 0
         self.warm(seconds)
-        self.first = self._pass(self._part(LEAST_STEPS)) / self._part(LEAST_STEPS)
+        few = self._part(LEAST_STEPS)  # the least of several: one that was put aside would make every burst too short
+        self.first = min(self._pass(few) for _ in range(5)) / few
         wanted = max(LEAST_STEPS, int(seconds / max(self.first, 1e-7)))
         whole = problem.steps_per_epoch
         self._call = whole if whole <= MOST_TIMES * wanted else wanted

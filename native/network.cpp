@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "subnormals.h"
+
 namespace wholebatch {
 
 namespace {
@@ -365,6 +367,7 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
   if (timeline_)
     timeline_->open();
   team.run([this, &epoch](int worker) {
+    const NoSubnormals none;
     for (std::int64_t s = 0; s < epoch.steps; ++s)
       if (!step(worker, s))
         break;

@@ -201,3 +201,23 @@ def test_training_leaves_flags_gradients_and_data_alone(engine: str):
     assert model.parts()[0].linear.weight.grad is kept
     assert torch.equal(kept, torch.ones_like(kept))
     np.testing.assert_array_equal(data.x, copies.x)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_moments_too_small_for_normal_numbers_are_zero(n_threads: int) -> None:
+    """Subnormal ones would take the processor a hundred cycles each; only the engine's own threads leave them out."""
+    model = make_model((6, 17, 3), "none", "before", "tanh", dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    loss, optimizer = Loss("mse"), Optimizer("adam", 1e-3)
+    x = np.random.default_rng(0).normal(size=(21, 6)).astype(np.float32)
+    data = Data(x, np.full((21, 3), 1e-19, np.float32))  # the last biases' squares: below 1e-37, of which a thousandth
+    runner = engine_of("native", model, loss, optimizer, n_threads=n_threads)
+    runner.train_epoch(data, np.arange(21), np.array([0, 21]), np.array([1e-3]))
+    tiny = torch.finfo(torch.float32).tiny
+    (first,) = (v for k, v in runner.optimizer_state.items() if k.startswith("exp_avg.") and k.endswith("2.bias"))
+    assert 0.001 * float(first.abs().min() / 0.1) ** 2 > 1e-43  # float64: there is something to leave out
+    assert bool((first.abs() > tiny).all())
+    squares = torch.cat([v.flatten() for k, v in runner.optimizer_state.items() if k.startswith("exp_avg_sq")])
+    assert squares.tolist() == [0.0] * len(squares)
+    assert np.float32(1e-40) * np.float32(0.5) > 0  # this thread, which was one of them, computes as before

@@ -51,7 +51,9 @@ def from_timeline(record: Timeline) -> Workload:
     if len(ordinary) > 1 and squares > 0:
         # One step has one time for each thread and piece: too few for a spread of each, so that they are pooled.
         spread = math.sqrt(sum(piece.var(ddof=1) for piece in every) / squares)
-        assumed.append(f"Compute varies between threads by {spread:.1%} within the timeline's median step, pooled.")
+        assumed.append(
+            f"Compute varies between threads by {100 * spread:.1f} % within the timeline's median step, pooled."
+        )
     else:
         spread = _share_out(_spread(record.step_ns.p20, record.step_ns.p80), [float(piece.mean()) for piece in every])
         assumed.append("Compute varies so that a step varies as the recorded steps of one thread did.")
@@ -113,7 +115,8 @@ def from_profile(record: Profile) -> Workload:
     assumed = [
         "A profile times the norm layers alone: what lies between them is taken for equally long everywhere, a third "
         "of it forward and two thirds backward.",
-        f"Compute varies independently from stretch to stretch, so that a step varies as recorded ({step_spread:.1%}).",
+        "Compute varies independently from stretch to stretch, so that a step varies as recorded "
+        f"({100 * step_spread:.1f} %).",
         "A profile does not tell the number of parameters: without --parameters the sum of gradients is left out.",
     ]
     number = "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"

@@ -30,7 +30,7 @@ def _tiles(record: Plan) -> list[Tile]:
     whole, own = record.of("all")[-1], record.of("none")[-1]
     found = [
         Tile(duration(whole.mean_us), f"a step with {whole.workers:,} workers, batch norm over all of them"),
-        Tile(f"{whole.wait_share:.0%}", "of it a worker waits for slower ones"),
+        Tile(f"{100 * whole.wait_share:.0f} %", "of it a worker waits for slower ones"),
         Tile(f"{whole.mean_us / own.mean_us:.2f} ×" if own.mean_us else "–", "over batch norm of each worker alone"),
     ]
     if record.check is not None:

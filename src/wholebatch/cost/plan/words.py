@@ -69,8 +69,8 @@ def _first(record: Plan, whole: Forecast, own: Forecast) -> str:
         return f"No batch norm meets in this step; with {workers} it takes {duration(whole.mean_us)}."
     return (
         f"With batch norm over all of {workers} a step takes {duration(whole.mean_us)}, of which a worker waits "
-        f"{duration(whole.wait_us)} ({whole.wait_share:.1%}) for slower ones and {duration(whole.exchange_us)} are "
-        f"exchange; with batch norm over each worker alone it takes {duration(own.mean_us)}: the {meetings} meetings "
+        f"{duration(whole.wait_us)} ({100 * whole.wait_share:.1f} %) for slower ones and "
+        f"{duration(whole.exchange_us)} are exchange; with batch norm over each worker alone it takes {duration(own.mean_us)}: the {meetings} meetings "
         f"of batch norm make a step {whole.mean_us / own.mean_us:.2f} times as long."
     )
 
@@ -140,8 +140,8 @@ def notes(record: Plan) -> list[str]:
     varied = max(stretch.spread for stretch in split(work, record.jitter))
     if record.jitter is None and varied > _MUCH:
         said.append(
-            f"Compute was measured to vary by up to {varied:.0%}, which is much: was the machine busy with other "
-            "things? With many workers the wait follows from that number: plan with --jitter for workers that have "
+            f"Compute was measured to vary by up to {100 * varied:.0f} %, which is much: was the machine busy with "
+            "other things? With many workers the wait follows from that number: plan with --jitter for workers that have "
             "their cores to themselves."
         )
     if "measured" in (network.meetings.source, network.gradients.source) and network.exchange != "shared memory":
@@ -163,7 +163,7 @@ def _methods(record: Plan) -> str:
         worst = max((one.error_us / one.mean_us for one in simulated if one.mean_us), default=0.0)
         parts.append(
             f"up to {most:,} workers {steps:,} steps are simulated event by event (standard error of a mean: at most "
-            f"{worst:.2%})"
+            f"{100 * worst:.2f} %)"
         )
     if closed:
         least = min(one.workers for one in closed)

@@ -70,7 +70,8 @@ def _first(record: Plan, whole: Forecast, own: Forecast) -> str:
     return (
         f"With batch norm over all of {workers} a step takes {duration(whole.mean_us)}, of which a worker waits "
         f"{duration(whole.wait_us)} ({100 * whole.wait_share:.1f} %) for slower ones and "
-        f"{duration(whole.exchange_us)} are exchange; with batch norm over each worker alone it takes {duration(own.mean_us)}: the {meetings} meetings "
+        f"{duration(whole.exchange_us)} are exchange; with batch norm over each worker alone it takes "
+        f"{duration(own.mean_us)}: the {meetings} meetings "
         f"of batch norm make a step {whole.mean_us / own.mean_us:.2f} times as long."
     )
 
@@ -141,8 +142,8 @@ def notes(record: Plan) -> list[str]:
     if record.jitter is None and varied > _MUCH:
         said.append(
             f"Compute was measured to vary by up to {100 * varied:.0f} %, which is much: was the machine busy with "
-            "other things? With many workers the wait follows from that number: plan with --jitter for workers that have "
-            "their cores to themselves."
+            "other things? With many workers the wait follows from that number: plan with --jitter for workers that "
+            "have their cores to themselves."
         )
     if "measured" in (network.meetings.source, network.gradients.source) and network.exchange != "shared memory":
         said.append(

@@ -9,19 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
+from wholebatch.cost.recording import processor
 from wholebatch.kernels import instruction_set
-
-
-def processor() -> str:
-    """The processor's model, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def describe(places: Sequence[int], versions: Mapping[str, str]) -> list[str]:

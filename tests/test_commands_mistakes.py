@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,9 @@ import pytest
 import safetensors.torch
 
 from processes import start
+from said import Said, run_command
 from tables_for_runs import QUICK, quick_settings, small_frame, write_small
 from wholebatch import runs
-from wholebatch.commands import main
-
-
-@dataclass
-class Said:
-    """What a command said and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def check_mistake(self, *words: str, code: int = 1) -> None:
-        """One sentence on stderr with all of these words, and nothing else."""
-        assert self.code == code, self.err
-        assert self.err.startswith("wholebatch: ")
-        assert self.err.count("\n") == 1, self.err
-        assert "Traceback" not in self.err
-        assert self.out == ""
-        for word in words:
-            assert word in self.err, self.err
-
 
 Command = Callable[..., Said]
 
@@ -50,12 +29,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Said(ended.value.code, said.out, said.err)
+        return run_command(capsys, *arguments)
 
     return run
 

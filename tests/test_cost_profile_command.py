@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from rich.console import Console
 from torch import nn
 
 import wholebatch
+from said import Said, run_command
 from wholebatch import cost
-from wholebatch.commands import main
 from wholebatch.cost.profile.console import tell
 from wholebatch.cost.profile.measuring import profile
 from wholebatch.cost.profile.record import Conversion, Estimate, Profile, Spread
@@ -79,13 +78,6 @@ def ends():
 """
 
 
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-
 Command = Callable[..., Said]
 
 
@@ -101,12 +93,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     def run(*arguments: str) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["profile", *arguments])
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Said(ended.value.code, said.out, said.err)
+        return run_command(capsys, "profile", *arguments)
 
     yield run
     sys.modules.pop("mine", None)

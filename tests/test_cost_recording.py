@@ -118,4 +118,4 @@ def test_a_machine_that_does_not_name_its_processor(monkeypatch: pytest.MonkeyPa
         raise FileNotFoundError(2, "no such file", str(self))
 
     monkeypatch.setattr(Path, "read_text", unreadable)
-    assert recording._processor() != ""
+    assert recording.processor() != ""

@@ -8,26 +8,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from said import Said, run_command
 from wholebatch import kernels
-from wholebatch.commands import main
 from wholebatch.cost.recording import load
 
 pytestmark = pytest.mark.skipif(not kernels.native_available(), reason="the compiled part is missing here")
 
 SMALL = ("--hidden", "24,16", "--batch-size", "150", "--threads", "2", "--steps", "6")
-
-
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
 
 
 Command = Callable[..., Said]
@@ -40,12 +32,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("wholebatch.cost.timeline.problem.OVERHEAD_SECONDS", 0.05)
 
     def run(*arguments: str) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["timeline", *arguments])
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Said(ended.value.code, said.out, said.err)
+        return run_command(capsys, "timeline", *arguments)
 
     return run
 

@@ -113,7 +113,7 @@ def here(command: Sequence[str] | None = None) -> Origin:
     return Origin(
         command=shlex.join(command if command is not None else ["wholebatch", *sys.argv[1:]]),
         date=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        processor=_processor(),
+        processor=processor(),
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
         instruction_set=instruction_set(),
         versions={
@@ -125,7 +125,8 @@ def here(command: Sequence[str] | None = None) -> Origin:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -145,17 +145,33 @@ class Forecast(_Plain):
         return self.wait_us / self.mean_us if self.mean_us else 0.0
 
 
-class Checked(_Plain):
+class _Compared(_Plain):
     """A prediction and what was measured, of steps of real ranks on this host. Microseconds.
 
     Attributes:
         workers: ranks, of one thread each.
-        synchronisation: ``all`` or ``none``.
+        synchronisation: ``all``: a meeting after each stretch; ``none``: one at the end of the step.
         steps: that were measured.
-        predicted_us: the median step that the model predicts from a rank that computes alone.
+        predicted_us: the median step that the model predicts.
         median_us: of the measured steps.
         p20_us, p80_us: a fifth of the measured steps took less, a fifth more.
         error_percent: ``100 * (predicted_us / median_us - 1)``.
+    """
+
+    workers: int = Field(ge=2)
+    synchronisation: Synchronisation
+    steps: int = Field(ge=1)
+    predicted_us: float = Field(ge=0)
+    median_us: float = Field(gt=0)
+    p20_us: float = Field(gt=0)
+    p80_us: float = Field(gt=0)
+    error_percent: float
+
+
+class Checked(_Compared):
+    """Of ranks that compute; predicted from a rank that computes alone.
+
+    Attributes:
         alone_us: the median of one rank's compute in a step while the other ranks stood still, in the same rounds.
         others: threads of other processes that wanted a core just before, a mean.
         crowding: the prediction's factor on compute, see :func:`wholebatch.cost.plan.others.crowd`: ranks over cores
@@ -168,14 +184,6 @@ class Checked(_Plain):
         told_error_percent: ``100 * (told_us / median_us - 1)``.
     """
 
-    workers: int = Field(ge=2)
-    synchronisation: Synchronisation
-    steps: int = Field(ge=1)
-    predicted_us: float = Field(ge=0)
-    median_us: float = Field(gt=0)
-    p20_us: float = Field(gt=0)
-    p80_us: float = Field(gt=0)
-    error_percent: float
     alone_us: float = Field(ge=0)
     others: float = Field(ge=0)
     crowding: float = Field(ge=1)
@@ -186,27 +194,8 @@ class Checked(_Plain):
     told_error_percent: float
 
 
-class Slept(_Plain):
-    """A prediction and what was measured, of ranks that sleep lognormal times in place of computing. Microseconds.
-
-    Attributes:
-        workers: ranks.
-        synchronisation: ``all``: a meeting after each stretch; ``none``: one at the end of the step.
-        steps: that were measured.
-        predicted_us: the median step that the model predicts, in closed form.
-        median_us: of the measured steps.
-        p20_us, p80_us: a fifth of the measured steps took less, a fifth more.
-        error_percent: ``100 * (predicted_us / median_us - 1)``.
-    """
-
-    workers: int = Field(ge=2)
-    synchronisation: Synchronisation
-    steps: int = Field(ge=1)
-    predicted_us: float = Field(ge=0)
-    median_us: float = Field(gt=0)
-    p20_us: float = Field(gt=0)
-    p80_us: float = Field(gt=0)
-    error_percent: float
+class Slept(_Compared):
+    """Of ranks that sleep lognormal times in place of computing; predicted in closed form."""
 
 
 class Check(_Plain):

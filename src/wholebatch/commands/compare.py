@@ -10,7 +10,8 @@ from click.core import ParameterSource
 
 from wholebatch.commands.edge import Interrupted
 from wholebatch.commands.options import Names, Numbers, Sizes
-from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS, TASKS
+from wholebatch.commands.subject import find_target, table_options
+from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS
 
 if TYPE_CHECKING:
     from wholebatch.cost.comparison.settings import Wanted
@@ -26,10 +27,7 @@ QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most
 
 @click.command(context_settings={"show_default": True})
 @click.argument("table")
-@click.option("--target", multiple=True, metavar="COLUMN", help="What to predict; several times for several columns.")
-@click.option("--task", type=click.Choice(TASKS), default="auto", help="What kind of target it is.")
-@click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out; several times for several.")
-@click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing.")
+@table_options
 @click.option("--norms", type=Names(NORMS), default=",".join(NORMS), help="To compare.")
 @click.option("--engines", type=Names(ENGINES), default=",".join(ENGINES), help="To compare them on.")
 @click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer, or none.")
@@ -102,13 +100,8 @@ def _wanted(table: str, options: dict[str, Any]) -> Wanted:
     from wholebatch import runs
     from wholebatch.cost.comparison.settings import WEIGHT_DECAYS, Wanted
     from wholebatch.feedforward.threads import usable_cores
-    from wholebatch.tables.bundled import BUNDLED
 
-    target = options.pop("target")
-    if not target:
-        if table not in BUNDLED or Path(table).exists():
-            raise click.UsageError("no target column was named: --target COLUMN")
-        target = (BUNDLED[table][0],)
+    target = find_target(table, options.pop("target"))
     beside = {name: options.pop(name) for name in tuple(options) if name in Wanted.__dataclass_fields__}
     beside["threads"] = beside["threads"] or usable_cores()
     beside["learning_rates"] = beside["learning_rates"] or (LEARNING_RATES[options["optimizer"]],)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from typing import Self
 
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from wholebatch.commands.bar import Bar
 from wholebatch.runs import Recording, Session
 
 QUIET_SECONDS = 30.0
@@ -27,27 +28,21 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:,.0f} examples/s" if task.speed else "", style="progress.data.speed")
 
 
-class Display:
+class Display(Bar):
     """Progress of a session on stderr; use it in a ``with`` block around the training."""
 
     def __init__(self, session: Session, quiet: bool) -> None:
-        self.session, self.quiet = session, quiet
+        super().__init__(
+            quiet,
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}", markup=False),
+            TextColumn("{task.fields[measures]}", markup=False),
+            _Speed(),
+        )
+        self.session = session
         self.total = session.settings.epochs
         self.rows = len(session.prepared.training)
         self._latest = ""
         self._told = time.monotonic()
-        self._console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[measures]}", markup=False),
-            _Speed(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left", markup=False),
-            console=self._console,
-            expand=True,
-            transient=True,
-        )
         self._task = self._bar.add_task(
             "train",
             total=self.total * self.rows,
@@ -57,22 +52,11 @@ class Display:
             measures="",
         )
 
-    @property
-    def live(self) -> bool:
-        """Whether there is a terminal that a bar can stand on."""
-        return self._console.is_terminal and not self.quiet
-
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if not self.quiet:
             for line in _introduction(self.session):
                 click.echo(line, err=True)
-        if self.live:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.live:
-            self._bar.stop()
+        return super().__enter__()
 
     def progress(self, epoch: int, done: int, loss: float) -> None:
         """Within an epoch: (epoch from 1, examples done in it, mean loss so far)."""

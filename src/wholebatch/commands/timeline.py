@@ -10,7 +10,8 @@ import click
 from wholebatch.commands.edge import Interrupted
 from wholebatch.commands.options import Sizes
 from wholebatch.commands.quantities import Factor
-from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, NORMS, OPTIMIZERS, TASKS
+from wholebatch.commands.subject import find_target, table_options
+from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, NORMS, OPTIMIZERS
 
 if TYPE_CHECKING:
     from wholebatch.cost.timeline.problem import Wanted
@@ -21,10 +22,7 @@ MOST_STEPS, MOST_THREADS = 10_000, 256
 
 @click.command(context_settings={"show_default": True})
 @click.argument("table", default=RANDOM)
-@click.option("--target", multiple=True, metavar="COLUMN", help="What to predict; several times for several columns.")
-@click.option("--task", type=click.Choice(TASKS), default="auto", help="What kind of target it is.")
-@click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out; several times for several.")
-@click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing.")
+@table_options
 @click.option("--features", type=AT_LEAST_1, metavar="N", default=64, help="Columns of random rows.")
 @click.option("--classes", type=click.IntRange(min=2), metavar="N", default=10, help="Classes of random rows.")
 @click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer, or none.")
@@ -86,17 +84,14 @@ def _wanted(table: str, options: dict[str, Any]) -> Wanted:
     from wholebatch import runs
     from wholebatch.cost.timeline.problem import Wanted
     from wholebatch.feedforward.recording import Delay
-    from wholebatch.tables.bundled import BUNDLED
 
     target = options.pop("target")
     if table == RANDOM:
         if target:
             raise click.UsageError(f"random rows have no column {target[0]!r}: leave out --target, or name a table")
         target = ("class",)
-    elif not target:
-        if table not in BUNDLED or Path(table).exists():
-            raise click.UsageError("no target column was named: --target COLUMN")
-        target = (BUNDLED[table][0],)
+    else:
+        target = find_target(table, target)
     slow, factor = options.pop("slow_thread"), options.pop("by")
     if slow is None and factor is not None:
         raise click.UsageError("--by says how slow a thread is to be; name it: --slow-thread N")

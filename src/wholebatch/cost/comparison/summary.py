@@ -11,6 +11,7 @@ from wholebatch.cost.comparison import claim
 from wholebatch.cost.comparison.norms import words
 from wholebatch.cost.comparison.reaching import WELL_TRAINED, middle
 from wholebatch.cost.comparison.record import Claim, Comparison, Contender
+from wholebatch.cost.digits import three_digits
 
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 BUSY = 1.5
@@ -194,6 +195,4 @@ def durations(seconds: Sequence[float | None]) -> list[str]:
 
 
 def _digits(value: float) -> str:
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    return "0" if value == 0 else three_digits(value)

@@ -12,11 +12,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from wholebatch.cost.comparison.problem import Problem
 from wholebatch.cost.comparison.record import Timing
 from wholebatch.cost.comparison.trainer import Trainer
+from wholebatch.cost.digits import middle
 
 WARM_STEPS = 2
 WARM_SECONDS = 0.004
@@ -103,5 +102,5 @@ def time_rounds(bursts: Sequence[Burst], rounds: int, tell: Callable[[float], No
 
 def summarise(seconds: Sequence[float], steps: int) -> Timing:
     """Median, p20 and p80 of the rounds' seconds per step."""
-    low, middle, high = (float(value) for value in np.quantile(seconds, [0.2, 0.5, 0.8]))
-    return Timing(seconds=list(seconds), steps=steps, median=middle, low=low, high=high)
+    low, median, high = middle(seconds)
+    return Timing(seconds=list(seconds), steps=steps, median=median, low=low, high=high)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from wholebatch.cost.digits import middle
 from wholebatch.cost.plan.forecast import STEPS
 from wholebatch.cost.plan.measuring import Measured, describe, measure_steps
 from wholebatch.cost.plan.others import count_others, crowd
@@ -72,7 +73,7 @@ def compare(shape: Shape, measured: Sequence[Measured], network: Network, cores:
     for synchronisation, team, by_rank in teams:
         steps = np.mean([[times.step for times in of_rank] for of_rank in by_rank], axis=0) * 1e6
         idle = float(np.mean([[times.idle for times in of_rank] for of_rank in by_rank])) * 1e6
-        p20, p50, p80 = np.quantile(steps, [0.2, 0.5, 0.8]).tolist()
+        p20, p50, p80 = middle(steps)
         exchanged = sum(messages[team])
         told = float(np.median(last_to_come(by_rank, len(shape.hidden)))) + exchanged
         lines.append(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from wholebatch.cost.digits import middle
 from wholebatch.cost.plan.clocked import Clocked
 from wholebatch.cost.plan.closed_form import solve
 from wholebatch.cost.plan.exchange import exchange_us
@@ -66,7 +67,7 @@ def compare_slept(measured: Sequence[dict[Synchronisation, list[float]]], networ
         meetings = STRETCHES if synchronisation == "all" else 1
         steps = np.mean([of_rank[synchronisation] for of_rank in measured], axis=0) * 1e6
         predicted = solve(stretches, [message] * meetings, Team(number, group)).p50_us
-        p20, p50, p80 = np.quantile(steps, [0.2, 0.5, 0.8]).tolist()
+        p20, p50, p80 = middle(steps)
         lines.append(
             Slept(
                 workers=number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wholebatch.cost.digits import three_digits
 from wholebatch.cost.plan.record import Forecast, Link, Plan, Synchronisation
 from wholebatch.cost.plan.stretches import split
 
@@ -15,12 +16,8 @@ def duration(microseconds: float) -> str:
     """Three digits and a unit: ``0.04 µs``, ``12.4 µs``, ``1.31 ms``, ``21.5 s``."""
     for size, unit in ((1e6, "s"), (1e3, "ms")):
         if microseconds >= 0.9995 * size:
-            return f"{_three(microseconds / size)} {unit}"
-    return f"{_three(microseconds)} µs"
-
-
-def _three(value: float) -> str:
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+            return f"{three_digits(microseconds / size)} {unit}"
+    return f"{three_digits(microseconds)} µs"
 
 
 def percent(value: float) -> str:

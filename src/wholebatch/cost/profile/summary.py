@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import quantile_test
 
+from wholebatch.cost.digits import middle
 from wholebatch.cost.profile.change import Change
 from wholebatch.cost.profile.meetings import Shares, have_met, split
 from wholebatch.cost.profile.norms import Norm
@@ -22,8 +23,8 @@ LEAST_PAIRS = 6  # fewer have no 95 % interval: 2 * (1/2)^5 is above 5 %
 
 def spread(values: Any) -> Spread:
     """Median, p20 and p80 of at least one value."""
-    low, median, high = np.quantile(np.asarray(values, dtype=float), [0.2, 0.5, 0.8])
-    return Spread(median=float(median), low=float(low), high=float(high))
+    low, median, high = middle(values)
+    return Spread(median=median, low=low, high=high)
 
 
 def estimate(differences: Any) -> Estimate | None:

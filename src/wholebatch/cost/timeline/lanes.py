@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wholebatch.cost.digits import middle
 from wholebatch.cost.timeline.labels import KINDS, MANNERS, PHASES, layer_name, purpose
 from wholebatch.cost.timeline.record import Habit, Kind, Manner, Meeting, Settings, Share, Span, Spread, Step
 from wholebatch.feedforward.recording import Doing, Marks, Stage
@@ -177,8 +178,8 @@ class Lanes:
 
 def spread(values: np.ndarray) -> Spread:
     """Median, 20th and 80th percentile."""
-    low, middle, high = (float(q) for q in np.quantile(values, [0.2, 0.5, 0.8]))
-    return Spread(p20=low, median=middle, p80=high)
+    low, median, high = middle(values)
+    return Spread(p20=low, median=median, p80=high)
 
 
 def _cut(lane: Marks, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:

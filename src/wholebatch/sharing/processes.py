@@ -82,6 +82,12 @@ class Processes:
         header = pack(meeting.layer, meeting.phase, rows, vectors.shape[-1], vectors.dtype)
         return merging.add_parts(self._exchange(header, 0, (vectors,)), vectors)
 
+    def gather(self, vectors: Tensor, meeting: Meeting) -> Tensor:
+        """What every rank brings: ``(k, C)`` to ``(ranks, k, C)`` float64, in rank order. Errors as :meth:`merge`."""
+        header = pack(meeting.layer, meeting.phase, *vectors.shape, vectors.dtype)
+        gathered = self._exchange(header, 0, (vectors,))
+        return gathered[:, 1:].reshape(self.ranks, *vectors.shape)
+
     def stand_by(self) -> bool:
         """Take part in one meeting of the others with no examples, whatever it is. False: all ranks stand by."""
         if self._on_device is not None:

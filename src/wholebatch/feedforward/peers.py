@@ -39,8 +39,8 @@ class Peers:
         if self._processes is None:
             return values
         own = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
-        gathered = self._processes.gather(own, meeting)
-        return gathered.numpy().reshape(self.shards, -1)
+        gathered: np.ndarray = self._processes.gather(own, meeting).numpy()
+        return gathered.reshape(self.shards, -1)
 
     def add_up(self, parts: np.ndarray, meeting: Meeting) -> np.ndarray:
         """The sum over all shards, in their order and in the parts' own dtype: ``(own shards, n)`` to ``(n,)``."""

@@ -14,9 +14,9 @@ class Spread:
 
     Args:
         shards: the mini-batch is cut into so many parts, a multiple of the number of ranks; each rank owns
-            ``shards / ranks`` whole ones. Whatever is summed over the mini-batch is summed over each shard, and then over
-            the shards in order, so that any number of ranks that divides ``shards``, and one process alone, end with the
-            same bits. None: as many as ranks.
+            ``shards / ranks`` whole ones. Whatever is summed over the mini-batch is summed over each shard, and then
+            over the shards in order, so that any number of ranks that divides ``shards``, and one process alone, end
+            with the same bits. None: as many as ranks.
         sync: whose rows batch norm's statistics are of, in training. ``all``: the whole mini-batch, exactly.
             ``group``: the rows of neighbouring ranks, ``group_size`` of them. ``none``: each rank's own rows.
             ``late``: the own rows of this step, and the other ranks' moments of the step before: nobody waits at a
@@ -54,7 +54,7 @@ class Spread:
         shards = self.shards or ranks
         if shards % ranks:
             raise ValueError(
-                f"{shards} shards cannot be dealt to {ranks} ranks in equal numbers; choose a multiple of {ranks} shards, "
-                "or a number of ranks that divides them"
+                f"{shards} shards cannot be dealt to {ranks} ranks in equal numbers; choose a multiple of {ranks} "
+                "shards, or a number of ranks that divides them"
             )
         return shards

@@ -8,27 +8,20 @@ The group is one of our own, so that a collective that never ends leaves the per
 
 from __future__ import annotations
 
-import ctypes
 import struct
-import threading
-import time
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import Work
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from wholebatch.sharing.connection import connect, keep, wait
 from wholebatch.sharing.diagnosis import Doing, explain_disagreement
 from wholebatch.sharing.header import HEADER_BYTES, Header
-from wholebatch.sharing.lookout import SLICE, Lookout
+from wholebatch.sharing.lookout import Lookout
 
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import ProcessGroupGloo
-
-_LONG = timedelta(days=1)  # gloo's own limit: ours come first
 _FRONT = struct.Struct("<QQd")  # stands by, number, count
 _FRONT_WORDS = (_FRONT.size + HEADER_BYTES) // 8
 _FIRST = 512  # numbers in the first message: 4 KiB, the moments of 256 channels
@@ -49,7 +42,7 @@ class Gloo:
         self._sent = torch.zeros(_FRONT_WORDS + _FIRST, dtype=torch.int64)
         self._received = torch.zeros((self._ranks, _FRONT_WORDS + _FIRST), dtype=torch.int64)
         self._header = b"\0" * HEADER_BYTES  # of the last meeting
-        self._group = self._connect(PrefixStore("gloo", store))
+        self._group = connect(PrefixStore("gloo", store), lookout)
 
     def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         payload = torch.cat([vector.reshape(-1) for vector in vectors]).double()
@@ -87,39 +80,14 @@ class Gloo:
     def leave(self, doing: Doing, text: str) -> None:
         self._lookout.leave(doing, text)
         if doing != Doing.ENDED:
-            # The group's destructor waits for its collectives, and one of them may never end: it is never destroyed.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
-
-    def _connect(self, store: Store) -> ProcessGroupGloo:
-        from torch.distributed.distributed_c10d import ProcessGroupGloo  # not every build of torch has it
-
-        made: list[ProcessGroupGloo] = []
-        failed: list[RuntimeError] = []
-
-        def connect() -> None:
-            try:
-                made.append(ProcessGroupGloo(store, self._rank, self._ranks, _LONG))
-            except RuntimeError as error:
-                failed.append(error)
-
-        # In a thread: it comes back only when all ranks are connected.
-        thread = threading.Thread(target=connect, name="wholebatch gloo", daemon=True)
-        thread.start()
-        since = time.monotonic()
-        thread.join(SLICE)
-        while thread.is_alive():
-            self._lookout.look(time.monotonic() - since)
-            thread.join(SLICE)
-        if failed:
-            raise self._lookout.explain(time.monotonic() - since, str(failed[0])) from failed[0]
-        return made[0]
+            keep(self._group)
 
     def _gather_fronts(self, own: _Front, payload: Tensor, *, limited: bool) -> list[_Front]:
         front = bytearray(_FRONT.pack(*own[:3]) + own.header)
         self._sent[:_FRONT_WORDS] = torch.frombuffer(front, dtype=torch.int64)
         first = payload[:_FIRST]
         self._sent[_FRONT_WORDS : _FRONT_WORDS + len(first)] = first.view(torch.int64)
-        self._wait(self._gather(self._received, self._sent), limited)
+        wait(self._gather(self._received, self._sent), self._lookout, limited=limited)
         fronts = []
         for rank, row in enumerate(self._received[:, :_FRONT_WORDS].numpy()):
             packed = row.tobytes()
@@ -143,25 +111,10 @@ class Gloo:
         gathered[:, 1 : 1 + first] = self._received[:, _FRONT_WORDS : _FRONT_WORDS + first].view(torch.float64)
         if elements > first:
             rest = torch.empty((self._ranks, elements - first), dtype=torch.float64)
-            self._wait(self._gather(rest, payload[first:].contiguous()), limited)
+            wait(self._gather(rest, payload[first:].contiguous()), self._lookout, limited=limited)
             gathered[:, 1 + first :] = rest
         return gathered
 
     def _gather(self, received: Tensor, sent: Tensor) -> Work:
         work: Work = self._group._allgather_base(received.view(-1), sent)  # type: ignore[attr-defined]
         return work
-
-    def _wait(self, work: Work, limited: bool) -> None:
-        since = time.monotonic()
-        while True:
-            try:
-                work.wait(timedelta(seconds=SLICE))
-                return
-            except RuntimeError:
-                if work.is_completed():
-                    break
-            self._lookout.look(time.monotonic() - since, limited=limited)
-        try:
-            work.wait(timedelta(seconds=SLICE))  # it may have come to a good end just after the slice did
-        except RuntimeError as error:
-            raise self._lookout.explain(time.monotonic() - since, str(error)) from error

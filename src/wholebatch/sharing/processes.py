@@ -6,13 +6,11 @@ import os
 import threading
 import time
 import weakref
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _get_process_group_store
 
 from wholebatch.moments import Moments
@@ -25,7 +23,7 @@ from wholebatch.sharing.host import Process
 from wholebatch.sharing.lookout import Lookout
 from wholebatch.sharing.opening import open_transport
 from wholebatch.sharing.sharing import Meeting
-from wholebatch.sharing.timeout import chosen_timeout
+from wholebatch.sharing.timeout import timeout_of
 from wholebatch.sharing.transport import Transport
 from wholebatch.sharing.watch import watchers
 
@@ -45,7 +43,7 @@ class Processes:
         self._process = os.getpid()
         self._board = Board(_get_process_group_store(group))
         # Not bound to this object: a thread holds the lookout, and would keep the group's sharing for ever.
-        self._timeout = partial(_find_timeout, _timeout_of(group))
+        self._timeout = timeout_of(group)
         self._lookout = Lookout(self._board, self.rank, self.ranks, self._timeout)
         self._lookout.announce(Process.own())
         weakref.finalize(self, self._lookout.rest)
@@ -170,17 +168,3 @@ class Processes:
             self.leave(Doing.RAISED, text)
             cause = f"rank {self.rank} raised {text} in a meeting"
             self._broken = MeetingError(f"batch norm over ranks stopped: {cause}", cause)
-
-
-def _find_timeout(of_group: float) -> float:
-    """Seconds that a rank waits for the others."""
-    return chosen_timeout() or of_group
-
-
-def _timeout_of(group: ProcessGroup) -> float:
-    for device in ("cpu", "cuda"):
-        try:
-            return float(group._get_backend(torch.device(device)).options._timeout.total_seconds())
-        except (RuntimeError, AttributeError):
-            continue
-    return default_pg_timeout.total_seconds()

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.distributed import ProcessGroup
+from torch.distributed.constants import default_pg_timeout
 
 _chosen: float | None = None
 
@@ -25,3 +31,21 @@ def set_timeout(seconds: float | None) -> None:
 def chosen_timeout() -> float | None:
     """What was set; None: the group's own."""
     return _chosen
+
+
+def timeout_of(group: ProcessGroup) -> Callable[[], float]:
+    """Seconds that a rank of this group waits for the others, at the time of the call. Does not keep the group."""
+    return partial(_find, _own_timeout(group))
+
+
+def _find(of_group: float) -> float:
+    return chosen_timeout() or of_group
+
+
+def _own_timeout(group: ProcessGroup) -> float:
+    for device in ("cpu", "cuda"):
+        try:
+            return float(group._get_backend(torch.device(device)).options._timeout.total_seconds())
+        except (RuntimeError, AttributeError):
+            continue
+    return default_pg_timeout.total_seconds()

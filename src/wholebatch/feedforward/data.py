@@ -162,9 +162,13 @@ def batch_offsets(rows: int, batch_size: int, architecture: Architecture) -> np.
     return np.asarray(offsets, dtype=np.int64)
 
 
-def shuffled(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of rows in an epoch: a function of seed and epoch alone, so a resumed run needs no generator state."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+def shuffled(rows: int, seed: int, epoch: int, shard: int = 0) -> np.ndarray:
+    """The order of a shard's rows in an epoch, all rows where there is one shard: a function of these numbers alone.
+
+    So a resumed run needs no generator state, and it does not matter which rank owns the shard.
+    """
+    entropy = [seed, epoch, shard] if shard else [seed, epoch]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).permutation(rows)
 
 
 def split_rows(

@@ -33,15 +33,16 @@ def philox(counter: np.ndarray, key: int) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def dropout_mask(rows: int, columns: int, layer: int, step: int, seed: int, p: float) -> np.ndarray:
+def dropout_mask(rows: int, columns: int, layer: int, step: int, seed: int, p: float, first: int = 0) -> np.ndarray:
     """``(rows, columns)`` of bool: which elements of hidden layer ``layer`` (from 0) stay at step ``step`` (from 0).
 
-    An element stays where its 32-bit word is at least ``floor(p * 2^32)``; what stays is scaled by ``1 / (1 - p)``.
+    The rows are those of a mini-batch from its row ``first`` on. An element stays where its 32-bit word is at least
+    ``floor(p * 2^32)``; what stays is scaled by ``1 / (1 - p)``.
     """
     quads = -(-columns // 4)
     counter = np.zeros((rows, quads, 4), dtype=np.uint64)
     counter[..., 0] = np.arange(quads)
-    counter[..., 1] = np.arange(rows)[:, None]
+    counter[..., 1] = np.arange(first, first + rows)[:, None]
     counter[..., 2] = layer
     counter[..., 3] = step & 0xFFFFFFFF
     words = philox(counter, seed).reshape(rows, quads * 4)[:, :columns]

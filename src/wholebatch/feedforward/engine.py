@@ -4,6 +4,18 @@ An engine trains a :class:`FeedForward` in place: it reads the net's parameters 
 them back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was
 before that epoch. There are two: ``native`` (C++, example-threads) and ``reference`` (torch and autograd), and the same
 tests run over both.
+
+With peers (:class:`wholebatch.feedforward.peers.Peers`) the mini-batch is cut into shards, and an engine holds the rows
+of its own ones. Every rank makes the same calls; after each of them every rank has the same net, optimizer state and
+result, bit for bit:
+
+- sums are over each shard, and then over the shards in order: loss and the norms' parameters in float64, other
+  parameters in the net's dtype, moments by Chan's formula, where a shard without rows is passed over;
+- a row's place in the whole mini-batch, shard after shard, is what dropout's masks are a function of;
+- running statistics are those of the whole mini-batch, whatever ``spread.sync`` says;
+- ``sync="late"`` begins anew with each epoch: its first step has the own moments alone, so that a run which goes on
+  from a checkpoint does what one that was not stopped does;
+- one shard is the whole mini-batch: what an engine without peers does.
 """
 
 from __future__ import annotations
@@ -60,7 +72,7 @@ def check_parameters(model: FeedForward, step: int) -> None:
 class EpochResult:
     """``loss``: mean over the epoch's examples of their mini-batch's loss, before each update.
 
-    ``penalty`` is the part of it that ``Loss.alpha`` adds: 0 without alpha.
+    ``penalty`` is the part of it that ``Loss.alpha`` adds: 0 without alpha. All are of the whole mini-batches.
     """
 
     loss: float
@@ -89,21 +101,33 @@ class Engine(Protocol):
         offsets: np.ndarray,
         learning_rates: np.ndarray,
         progress: Progress | None = None,
+        *,
+        counts: np.ndarray | None = None,
     ) -> EpochResult:
         """One pass: step s takes rows ``order[offsets[s]:offsets[s+1]]`` with ``learning_rates[s]``.
 
         ``progress(examples so far, mean loss so far)`` is called a few times a second, on the calling thread.
+
+        With peers the rows are this rank's: those of a step stand shard after shard, in the order of ``peers.own``.
+        ``counts`` ``(steps, shards)`` int64 says how many rows each mini-batch has of every shard, also of the other
+        ranks'; without peers it is None.
 
         The net's training flag and gradients stay as they are.
 
         Raises:
             NonFiniteLossError: with the step and the layer; also where only the epoch's last update went wrong.
             KeyboardInterrupt: within a second of Ctrl-C.
+            MeetingError: another rank failed, and where.
         """
         ...
 
-    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
-        """The loss of ``data`` as one mini-batch in training mode, and its gradient by parameter name."""
+    def gradients(
+        self, data: Data, *, update_running_statistics: bool = False, counts: np.ndarray | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The loss of ``data`` as one mini-batch in training mode, and its gradient by parameter name.
+
+        With peers ``data`` are this rank's rows of it, shard after shard, and ``counts`` ``(1, shards)`` those of all.
+        """
         ...
 
     def predict(self, x: object) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -12,6 +12,7 @@ from wholebatch.feedforward.footprint import describe, native_need, reference_ne
 from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.native import NativeEngine
+from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.reference import ReferenceEngine
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
 from wholebatch.feedforward.threads import choose_split, choose_threads
@@ -26,6 +27,7 @@ def make_engine(
     n_threads: int | None = None,
     split: Split = "auto",
     engine: str = "auto",
+    peers: Peers | None = None,
 ) -> Engine:
     """The engine for this net: ``native`` where the compiled part is there, else ``reference``, which is said once.
 
@@ -34,6 +36,7 @@ def make_engine(
             hands it to torch, whose results may; None leaves torch's own choice.)
         split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
         engine: ``auto``, ``native`` or ``reference``.
+        peers: who else holds rows of each mini-batch; None: this process has all of them.
 
     Raises:
         ValueError: an unknown engine or split, ``n_threads`` below 1, or ``native`` where it was not built.
@@ -45,8 +48,9 @@ def make_engine(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
     if _is_native(engine, say=True):
-        return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split)
-    return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads)
+        over: dict[str, Any] = {} if peers is None else {"peers": peers}
+        return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split, **over)
+    return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, peers=peers)
 
 
 def _is_native(engine: str, *, say: bool = False) -> bool:

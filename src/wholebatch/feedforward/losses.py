@@ -19,20 +19,38 @@ def loss_value(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None) -> Ten
         y: class indices ``(N,)`` for cross_entropy, else like ``out``.
         weight: ``(N,)``, or None for equal weights.
     """
-    class_weights = None if loss.class_weights is None else torch.tensor(loss.class_weights).to(out)
-    weight = out.new_ones(out.shape[0]) if weight is None else weight
-    total = weight.sum()
+    total = loss_weight(loss, y, weight, out.dtype)
+    if total == 0.0:
+        return (losses_of(loss, out, y) * 0).sum()
+    return loss.scale * loss_sum(loss, out, y, weight) / total
+
+
+def loss_sum(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    """``sum_i w_i l_i``: what the mini-batch's loss is made of, of any part of its rows."""
+    each = losses_of(loss, out, y)
+    return (each * (torch.ones_like(each) if weight is None else weight)).sum()
+
+
+def loss_weight(loss: Loss, y: Tensor, weight: Tensor | None, dtype: torch.dtype) -> float:
+    """``sum_i w_i``, by which the loss is divided: sample weights, times class weights under cross-entropy."""
+    weight = torch.ones(y.shape[0], dtype=dtype) if weight is None else weight
+    if loss.kind == "cross_entropy" and loss.class_weights is not None:
+        weight = weight * _class_weights(loss, weight)[y]
+    return float(weight.sum())
+
+
+def losses_of(loss: Loss, out: Tensor, y: Tensor) -> Tensor:
+    """``l_i`` of every row, ``(N,)``: under cross-entropy times the class weight, averaged over outputs otherwise."""
+    class_weights = None if loss.class_weights is None else _class_weights(loss, out)
     if loss.kind == "cross_entropy":
-        each = F.cross_entropy(out, y, class_weights, reduction="none", label_smoothing=loss.label_smoothing)
-        if class_weights is not None:
-            total = (weight * class_weights[y]).sum()
-    elif loss.kind == "mse":
-        each = (out - y).square().mean(1)
-    elif loss.kind == "huber":
-        each = F.huber_loss(out, y, reduction="none", delta=loss.delta).mean(1)
-    else:
-        smooth = y * (1 - loss.label_smoothing) + loss.label_smoothing / 2
-        each = F.binary_cross_entropy_with_logits(out, smooth, class_weights, reduction="none").mean(1)
-    if float(total) == 0.0:
-        return (each * 0).sum()
-    return loss.scale * (each * weight).sum() / total
+        return F.cross_entropy(out, y, class_weights, reduction="none", label_smoothing=loss.label_smoothing)
+    if loss.kind == "mse":
+        return (out - y).square().mean(1)
+    if loss.kind == "huber":
+        return F.huber_loss(out, y, reduction="none", delta=loss.delta).mean(1)
+    smooth = y * (1 - loss.label_smoothing) + loss.label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(out, smooth, class_weights, reduction="none").mean(1)
+
+
+def _class_weights(loss: Loss, like: Tensor) -> Tensor:
+    return torch.tensor(loss.class_weights).to(like)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from socket import gethostname
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from wholebatch.feedforward.spread import Spread
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.groups import find_group, sharing_of
+from wholebatch.sharing.host import Process
+from wholebatch.sharing.messages import gather_bytes
 from wholebatch.sharing.processes import Processes
+
+# Groups of neighbours, by the group that they are cut from: making one takes a while, and torch keeps it for ever.
+_neighbours: WeakKeyDictionary[ProcessGroup, dict[tuple[int, ...], ProcessGroup]] = WeakKeyDictionary()
 
 
 class Peers:
@@ -18,34 +27,112 @@ class Peers:
     Every rank calls the same methods in the same order. An error of the meeting (see
     :class:`wholebatch.sharing.MeetingError`) tells which rank failed, and where.
 
+    Args:
+        spread: what a person chose; the same on all ranks.
+        group: a process group, ``"world"`` for the default one, or None: this process holds all shards.
+
     Attributes:
         rank, ranks: this rank, and how many there are; 0 and 1 for a process alone.
         shards: of the whole mini-batch.
         own: those of this rank.
+        near: those whose rows this rank's batch norms are of, in training: all, the own, or (``sync="group"``) those
+            of the ranks nearby. Under ``sync="late"`` the own: the others' moments come a step late.
         spread: what was chosen.
+        group: the process group; None: this process alone.
+
+    Raises:
+        ValueError: the shards are no multiple of the ranks, the group size does not divide them, there is no such
+            group, or this process is not in it.
     """
 
     def __init__(self, spread: Spread, group: ProcessGroup | str | None = None) -> None:
-        sharing = None if group is None else sharing_of(find_group(group))
+        found = None if group is None else find_group(group)
+        sharing = sharing_of(found)
         assert sharing is None or isinstance(sharing, Processes)
         self._processes = sharing
+        self.group = None if sharing is None else found
         self.rank, self.ranks = (0, 1) if sharing is None else (sharing.rank, sharing.ranks)
         self.spread, self.shards = spread, spread.shards_for(self.ranks)
-        each = self.shards // self.ranks
-        self.own = range(self.rank * each, (self.rank + 1) * each)
+        self.own = self._shards_of(range(self.rank, self.rank + 1))
+        self.near, self._nearby = self.own, self._processes
+        if spread.sync == "all":
+            self.near = range(self.shards)
+        elif spread.sync == "group" and self.group is not None:
+            ranks = self._ranks_nearby()
+            self.near, self._nearby = self._shards_of(ranks), _sharing_among(ranks, self.group)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the ranks meet at every batch norm."""
+        return len(self.near) > len(self.own)
 
     def gather(self, values: np.ndarray, meeting: Meeting) -> np.ndarray:
         """What all shards have to say: ``(own shards, k)`` float64 to ``(shards, k)``, in the order of the shards."""
-        if self._processes is None:
-            return values
-        own = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
-        gathered: np.ndarray = self._processes.gather(own, meeting).numpy()
-        return gathered.reshape(self.shards, -1)
+        return _gather(self._processes, values, meeting)
+
+    def gather_near(self, values: np.ndarray, meeting: Meeting) -> np.ndarray:
+        """What the shards in ``near`` have to say: ``(own shards, k)`` float64 to ``(near shards, k)``."""
+        return _gather(self._nearby, values, meeting) if self.waits else values
 
     def add_up(self, parts: np.ndarray, meeting: Meeting) -> np.ndarray:
         """The sum over all shards, in their order and in the parts' own dtype: ``(own shards, n)`` to ``(n,)``."""
-        gathered = self.gather(parts, meeting).astype(parts.dtype)  # exact both ways
-        total = gathered[0].copy()
-        for part in gathered[1:]:
-            total += part
-        return total
+        return add_in_order(self.gather(parts, meeting).astype(parts.dtype))  # exact both ways
+
+    def tell(self, content: bytes, what: str) -> list[bytes]:
+        """What every rank has to say, in rank order; of any length. ``what`` it is about is for a diagnosis."""
+        return gather_bytes(content, self.group, what)
+
+    def _shards_of(self, ranks: range) -> range:
+        each = self.shards // self.ranks
+        return range(ranks.start * each, ranks.stop * each)
+
+    def _ranks_nearby(self) -> range:
+        size = self.spread.group_size
+        if size is None:
+            hosts = self.tell((Process.own().host or gethostname()).encode(), "hosts")
+            begin = end = self.rank
+            while begin > 0 and hosts[begin - 1] == hosts[self.rank]:
+                begin -= 1
+            while end < self.ranks and hosts[end] == hosts[self.rank]:
+                end += 1
+            return range(begin, end)
+        if self.ranks % size:
+            raise ValueError(
+                f"{self.ranks} ranks cannot be cut into groups of {size}; choose a group_size that divides them"
+            )
+        begin = self.rank // size * size
+        return range(begin, begin + size)
+
+
+def add_in_order(parts: np.ndarray) -> np.ndarray:
+    """``(shards, n)`` to ``(n,)``: the first and the second, and to that the third, and so on."""
+    total: np.ndarray = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _gather(processes: Processes | None, values: np.ndarray, meeting: Meeting) -> np.ndarray:
+    own = np.ascontiguousarray(values, dtype=np.float64)
+    if processes is None:
+        return own
+    # Copied: the memory that a meeting answers in is the next one's.
+    gathered: np.ndarray = processes.gather(torch.from_numpy(own), meeting).numpy().copy()
+    return gathered.reshape(-1, own.shape[1])
+
+
+def _sharing_among(ranks: range, group: ProcessGroup) -> Processes | None:
+    """The sharing of some neighbouring ranks of a group; None: only one, who shares with nobody."""
+    if len(ranks) == 1:
+        return None
+    members = tuple(dist.get_global_rank(group, rank) for rank in ranks)
+    if len(ranks) == dist.get_world_size(group):
+        made = group
+    else:
+        known = _neighbours.setdefault(group, {})
+        if members not in known:
+            known[members] = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
+        made = known[members]
+    sharing = sharing_of(made)
+    assert isinstance(sharing, Processes)
+    return sharing

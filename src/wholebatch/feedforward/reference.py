@@ -15,16 +15,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor, nn
 
+from wholebatch.feedforward.batches import Batches, as_dense
 from wholebatch.feedforward.data import Data, as_tensor
 from wholebatch.feedforward.dropout import dropout_mask
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, check_parameters, make_state
 from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss, Optimizer
+from wholebatch.feedforward.sharded import Found, Sharded
 
 PROGRESS_SECONDS = 0.1
 PREDICTED_ROWS = 8192  # at a time: a sparse table becomes dense block by block
@@ -45,10 +47,18 @@ class ReferenceEngine:
     """See :class:`wholebatch.feedforward.engine.Engine`."""
 
     def __init__(
-        self, model: FeedForward, loss: Loss, optimizer: Optimizer, *, seed: int = 0, n_threads: int | None = None
+        self,
+        model: FeedForward,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        seed: int = 0,
+        n_threads: int | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
         self.n_threads = n_threads
+        self.peers = None if peers is None or peers.shards == 1 else peers
         self.step = 0
         self.optimizer_state = make_state(model, optimizer)
 
@@ -59,6 +69,8 @@ class ReferenceEngine:
         offsets: np.ndarray,
         learning_rates: np.ndarray,
         progress: Progress | None = None,
+        *,
+        counts: np.ndarray | None = None,
     ) -> EpochResult:
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         stepper = make_optimizer(self.optimizer, self.model)
@@ -69,22 +81,19 @@ class ReferenceEngine:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.n_threads or threads)
         try:
-            for s, (start, stop) in enumerate(pairwise(offsets)):
-                batch = data.take(order[start:stop])
+            for s, (rows, found) in enumerate(self._steps(data, order, offsets, counts)):
                 for group in stepper.param_groups:
                     group["lr"] = float(learning_rates[s])
                     if self.optimizer.eps_hat:
                         group["eps"] = self.optimizer.eps / math.sqrt(1 - self.optimizer.betas[1] ** (self.step + 1))
-                loss, penalty = self._loss(batch, in_epoch_step=s + 1)
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+                for parameter, gradient in zip(parameters, found.gradients, strict=True):
                     parameter.grad = gradient
                 if self.optimizer.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
                 stepper.step()
                 self.step += 1
-                total, done = total + float(loss.detach()) * len(batch), done + len(batch)
-                penalties += float(penalty.detach()) * len(batch)
+                total, done = total + found.loss * rows, done + rows
+                penalties += found.penalty * rows
                 if progress is not None and time.monotonic() - told > PROGRESS_SECONDS:
                     told = time.monotonic()
                     progress(done, total / done)
@@ -100,30 +109,62 @@ class ReferenceEngine:
         self._save_state(stepper)
         return EpochResult(total / done, done, len(offsets) - 1, penalties / done)
 
-    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
+    def gradients(
+        self, data: Data, *, update_running_statistics: bool = False, counts: np.ndarray | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
         kept = {} if update_running_statistics else {n: b.clone() for n, b in self.model.named_buffers()}
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
         try:
-            loss, _ = self._loss(data)
-            gradients = torch.autograd.grad(loss, parameters)
+            _, found = next(self._steps(data, np.arange(len(data)), np.array([0, len(data)]), counts))
         finally:
             self.model.load_state_dict(kept, strict=False)
-        return float(loss.detach()), dict(zip(names, gradients, strict=True))
+        names = (name for name, _ in self.model.named_parameters())
+        return found.loss, dict(zip(names, found.gradients, strict=True))
 
     @torch.no_grad()
     def predict(self, x: object) -> np.ndarray:
         rows: int = x.shape[0]  # type: ignore[attr-defined]
         with _mode(self.model, training=False):
             blocks = [
-                self.model(_as_dense(x[start : start + PREDICTED_ROWS])).numpy()  # type: ignore[index]
+                self.model(as_dense(x[start : start + PREDICTED_ROWS])).numpy()  # type: ignore[index]
                 for start in range(0, max(rows, 1), PREDICTED_ROWS)
             ]
         return np.concatenate(blocks)
 
+    def _steps(
+        self, data: Data, order: np.ndarray, offsets: np.ndarray, counts: np.ndarray | None
+    ) -> Iterator[tuple[int, Found]]:
+        """Mini-batch after mini-batch: its rows, loss and gradients at the parameters as they are then.
+
+        Raises:
+            NonFiniteLossError: with the step.
+        """
+        if self.peers is not None:
+            assert counts is not None
+            yield from self._sharded_steps(data, order, offsets, counts, self.peers)
+            return
+        parameters = list(self.model.parameters())
+        for s, (start, stop) in enumerate(pairwise(offsets)):
+            batch = data.take(order[start:stop])
+            loss, penalty = self._loss(batch, in_epoch_step=s + 1)
+            gradients = list(torch.autograd.grad(loss, parameters))
+            yield len(batch), Found(float(loss.detach()), float(penalty.detach()), gradients)
+
+    def _sharded_steps(
+        self, data: Data, order: np.ndarray, offsets: np.ndarray, counts: np.ndarray, peers: Peers
+    ) -> Iterator[tuple[int, Found]]:
+        batches = Batches(data, order, offsets, counts, self.loss, peers)
+        net = Sharded(self.model, self.loss, peers, self.seed, batches.centre)
+        for s, batch in enumerate(batches, 1):
+            found = net.run(batch, self.step)
+            if not math.isfinite(found.loss):
+                layer = net.first_layer_not_finite(batch, self.step)
+                raise NonFiniteLossError(s, layer, len(self.model.parts()))
+            yield batch.rows, found
+
     def _loss(self, batch: Data, in_epoch_step: int = 1) -> tuple[Tensor, Tensor]:
         """The loss in training mode, and the part of it that is the penalty."""
         assert batch.y is not None
-        x, y = _as_dense(batch.x), as_tensor(batch.y)
+        x, y = as_dense(batch.x), as_tensor(batch.y)
         weight = _weight(batch)
         with _mode(self.model, training=True):
             _, out = deque(self._forward(x, weight), maxlen=1).pop()
@@ -169,7 +210,7 @@ class ReferenceEngine:
     @torch.no_grad()
     def first_layer_not_finite(self, batch: Data) -> int:
         """Where a value that is not finite first appears; the output layer where only the loss itself overflows."""
-        x = _as_dense(batch.x)
+        x = as_dense(batch.x)
         if not bool(torch.isfinite(x).all()):
             return 0
         with _mode(self.model, training=True):
@@ -238,7 +279,3 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 def _weight(batch: Data) -> Tensor | None:
     return None if batch.sample_weight is None else as_tensor(batch.sample_weight)
-
-
-def _as_dense(x: Any) -> Tensor:
-    return as_tensor(x.toarray() if scipy.sparse.issparse(x) else x)

@@ -64,3 +64,11 @@ class SharingProblem(Sent):
     rows: int
     channels: int
     kind: str
+
+
+@dataclass(frozen=True)
+class SpreadProblem(Problem):
+    """A net whose mini-batch is spread over ranks, as many as ``threads``; ``sync`` and ``overlap`` as of Spread."""
+
+    sync: str = "all"
+    overlap: bool = True

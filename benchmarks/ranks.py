@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,9 +66,13 @@ class Ranks:
 
 
 class RankCrew(Crew):
-    """A crew in which a worker of n threads is n ranks of one thread."""
+    """A crew in which a worker of n threads is n ranks of one thread, where its system is one of ``spread``."""
+
+    def __init__(self, places: Sequence[int], spread: Mapping[str, System]) -> None:
+        super().__init__(places)
+        self.spread = spread
 
     def make(self, system: str, threads: int) -> Asked:
-        if system not in self.systems:
+        if system not in self.spread:
             return super().make(system, threads)
-        return Ranks(system, self.places[:threads], self.systems[system])
+        return Ranks(system, self.places[:threads], self.spread[system])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,10 +36,14 @@ class Contender:
 
 @dataclass
 class Timings:
-    """Seconds per step, by contender and round (nan in a round that it missed); and which variant each contender is."""
+    """Seconds per step, by contender and round (nan in a round that it missed); and which variant each contender is.
+
+    ``told``: what those that can tell more of themselves told after the rounds.
+    """
 
     seconds: dict[Contender, list[float]] = field(default_factory=dict)
     notes: dict[Contender, str] = field(default_factory=dict)
+    told: dict[Contender, Any] = field(default_factory=dict)
 
     def quantiles(self, contender: Contender) -> tuple[float, float, float]:
         """p20, median and p80 of the seconds per step."""
@@ -73,6 +77,7 @@ class Timings:
         """Take another measurement's contenders in."""
         self.seconds |= other.seconds
         self.notes |= other.notes
+        self.told |= other.told
 
 
 def load(crew: Crew, systems: Iterable[str], threads: Iterable[int], talk: Talk) -> dict[str, str]:
@@ -100,10 +105,12 @@ def measure(
     between: Callable[[], None] = lambda: None,
     least_steps: Mapping[str, int] = LEAST_STEPS,
     burst: float = BURST_SECONDS,
+    telling: Container[str] = (),
 ) -> Timings:
     """Time ``repeats`` rounds; ``between()`` is called before each.
 
     A burst has so many steps as take ``burst`` seconds, but at least those that ``least_steps`` has for the system.
+    Contenders of the systems ``telling`` are asked, after the rounds, to measure what they can tell beside their times.
 
     A contender that cannot be built, or whose worker fails, is told and left out of the result.
     """
@@ -123,6 +130,13 @@ def measure(
                 _lose(crew, worker, contender, error, talk)
                 order.remove(contender)
                 del timings.seconds[contender]
+    for contender, (worker, number) in ready.items():
+        if contender.system in telling and contender in timings.seconds and worker.alive:
+            talk.progress(f"asking {contender}")
+            try:
+                timings.told[contender] = worker.ask("measure", number=number)["value"]
+            except WorkerError as error:
+                talk.note(f"what {contender} can tell of itself is left out: {error}")
     for worker in {id(worker): worker for worker, _ in ready.values()}.values():
         if worker.alive:
             worker.ask("drop")

@@ -55,8 +55,12 @@ LAYER_SYSTEMS = {
 }
 LAYER_PEERS = ("torch", "tuned", "compile", "compile-default")
 
-# Of the measurement of ranks that share a mini-batch; the kind is chosen by the problem.
-SHARING_SYSTEMS = dict.fromkeys(("local", "shared", "all_gather"), System("ranks", {"GLOO_SOCKET_IFNAME": "lo"}))
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}
+# Of the measurement of ranks that share a layer; the kind is chosen by the problem.
+SHARING_SYSTEMS = dict.fromkeys(("local", "shared", "all_gather"), System("ranks", LOOPBACK))
+
+# Of the measurement of ranks that train a net together; how "ranks" do is chosen by the problem.
+SPREAD_SYSTEMS = {"ranks": System("spread", LOOPBACK), "ddp": System("distributed", LOOPBACK)}
 
 # Of the measurement of micro-batches; the way is chosen by the problem.
 LOCKSTEP_SYSTEMS = dict.fromkeys(lockstep_cases.SYSTEMS, System("lockstep"))

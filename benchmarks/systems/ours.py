@@ -30,21 +30,26 @@ def load() -> str:
     return f"{version('wholebatch')} ({instruction_set()})"
 
 
+LOSS = Loss("cross_entropy")
+
+
+def make_net(problem: Problem) -> tuple[FeedForward, Optimizer]:
+    """The net with its first weights, the same in every process, and how it is trained."""
+    norm, optimizer = problem.norm, problem.optimizer
+    torch.manual_seed(0)
+    model = FeedForward.of(Architecture(problem.sizes[0], problem.sizes[1:-1], problem.sizes[-1], norm=norm))  # type: ignore[arg-type]
+    return model, Optimizer(optimizer, learning_rate=problem.learning_rate)  # type: ignore[arg-type]
+
+
 class Ours:
     """One engine and its table."""
 
     note = ""
 
     def __init__(self, problem: Problem) -> None:
-        x, y = problem.table()
-        norm, optimizer = problem.norm, problem.optimizer
-        architecture = Architecture(problem.sizes[0], problem.sizes[1:-1], problem.sizes[-1], norm=norm)  # type: ignore[arg-type]
-        loss, rate = Loss("cross_entropy"), problem.learning_rate
-        torch.manual_seed(0)
-        model = FeedForward.of(architecture)
-        update = Optimizer(optimizer, learning_rate=rate)  # type: ignore[arg-type]
-        self.engine = make_engine(model, loss, update, n_threads=problem.threads, engine="native")
-        self.data = data.prepare(x, y, None, architecture, loss, torch.float32)
+        model, optimizer = make_net(problem)
+        self.engine = make_engine(model, LOSS, optimizer, n_threads=problem.threads, engine="native")
+        self.data = data.prepare(*problem.table(), None, model.architecture, LOSS, torch.float32)
         self.problem, self.epoch = problem, 0
 
     def run(self, steps: int) -> float:

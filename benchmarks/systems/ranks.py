@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,44 +10,15 @@ import torch.distributed as dist
 import wholebatch
 from benchmarks.problem import SharingProblem as Problem
 from benchmarks.systems import Trainer
+from benchmarks.systems.group import join as load
+from benchmarks.systems.group import repeated
 
-# A rank that waits longer for the others is in trouble; nothing measured here takes a second.
-TIMEOUT = timedelta(seconds=60)
-
-
-def load() -> str:
-    """torch's version; the process group is there from then on."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{os.environ['RANKS_FILE']}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=TIMEOUT,
-    )
-    return torch.__version__
-
-
-class Steps:
-    """``step()`` again and again; every rank starts with the others, and takes as many."""
-
-    note = ""
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        self.step = step
-
-    def run(self, steps: int) -> float:
-        step = self.step
-        dist.barrier()
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return time.perf_counter() - start
+__all__ = ["Problem", "load", "make"]
 
 
 def make(problem: Problem) -> Trainer:
     """What the problem's kind says."""
-    return Steps(gather(problem) if problem.kind == "all_gather" else pass_layer(problem))
+    return repeated(gather(problem) if problem.kind == "all_gather" else pass_layer(problem))
 
 
 def pass_layer(problem: Problem) -> Callable[[], None]:

@@ -1,0 +1,72 @@
+"""wholebatch over ranks: each holds a shard of the table, and every mini-batch has rows of all shards.
+
+The time includes what that of one process does: the gather of the rows, and the copying of the parameters into the
+engine and back, once in an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.problem import SpreadProblem as Problem
+from benchmarks.systems import LeftOut, ours
+from benchmarks.systems.group import Together, join
+from wholebatch.feedforward import data
+from wholebatch.feedforward.engines import make_engine
+from wholebatch.feedforward.peers import Peers
+from wholebatch.feedforward.sharding import own_offsets, own_order, shard_bounds, shard_counts
+from wholebatch.feedforward.spread import Spread
+
+__all__ = ["Problem", "load", "make"]
+
+MEASURED = 10  # steps of which the shares of wait and exchange are taken
+
+
+def load() -> str:
+    """The version, and the instruction set in use."""
+    version = ours.load()
+    join()
+    return version
+
+
+class Ranked(Together):
+    """One rank's engine and its shard of the table."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(self._prepare)
+        group_size = problem.threads // 2 if problem.sync == "group" else None
+        spread = Spread(sync=problem.sync, group_size=group_size, overlap=problem.overlap)  # type: ignore[arg-type]
+        self.peers = Peers(spread, "world")
+        model, optimizer = ours.make_net(problem)
+        self.engine = make_engine(model, ours.LOSS, optimizer, n_threads=1, engine="native", peers=self.peers)
+        x, y = problem.table()
+        bounds = shard_bounds(len(x), self.peers.shards)
+        self.sizes = np.diff(bounds).tolist()
+        own = slice(bounds[self.peers.own.start], bounds[self.peers.own.stop])
+        self.data = data.prepare(x[own], y[own], None, model.architecture, ours.LOSS, torch.float32)
+        self.counts = shard_counts(self.sizes, np.arange(0, len(x) + 1, problem.batch))
+        self.problem, self.epoch = problem, 0
+
+    def _prepare(self, steps: int) -> Callable[[], None]:
+        passes = -(-steps // len(self.counts))
+        own = self.peers.own
+        orders = [own_order(self.sizes, own, self.counts, 0, self.epoch + i) for i in range(passes)]
+        self.epoch += passes
+        counts = np.concatenate([self.counts] * passes)[:steps]
+        offsets = own_offsets(counts, own)
+        order, rates = np.concatenate(orders)[: offsets[-1]], np.full(steps, self.problem.learning_rate)
+
+        def take() -> None:
+            self.engine.train_epoch(self.data, order, offsets, rates, counts=counts)
+
+        return take
+
+
+def make(problem: Problem) -> Ranked:
+    """This rank's part."""
+    if problem.sync == "group" and problem.threads % 4:
+        raise LeftOut(f"{problem.threads} ranks cannot be cut into two groups of at least 2")
+    return Ranked(problem)

@@ -6,12 +6,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from wholebatch.sharing.header import Header
 
-UNEVEN = (
-    "if it ran out of data before the others, train inside torch.distributed.algorithms.Join([JoinBatchNorms(model)])"
+
+class Subject(NamedTuple):
+    """What the ranks meet for, in the words of a diagnosis.
+
+    Attributes:
+        name: the subject of its first sentence.
+        uneven: the remedy where a rank may be missing for a reason of this subject's own.
+        order: the remedy where the ranks are not at the same place.
+    """
+
+    name: str
+    uneven: str
+    order: str
+
+
+BATCH_NORM = Subject(
+    "batch norm over ranks",
+    "; if it ran out of data before the others, train inside "
+    "torch.distributed.algorithms.Join([JoinBatchNorms(model)])",
+    "every rank passes the same batch norms in the same order; look for a branch that depends on the rank or "
+    "on its data, for an exception that one rank caught in the middle of a step, and for models that differ",
+)
+MESSAGES = Subject(
+    "messages between ranks",
+    "",
+    "every rank exchanges the same messages in the same order; look for a branch that depends on the rank, and for an "
+    "exception that one rank caught on its way",
 )
 
 
@@ -70,7 +95,7 @@ class Position:
 
 
 class MeetingError(RuntimeError):
-    """The ranks of a group cannot meet at a batch-norm layer. The text is a table of where each of them stands.
+    """The ranks of a group cannot meet at a batch-norm layer, or for a message; the text is a table of where each is.
 
     Attributes:
         cause: in a few words.
@@ -89,7 +114,9 @@ class MeetingError(RuntimeError):
         return MeetingError, (str(self), self.cause, self.positions)
 
 
-def explain_absence(positions: Sequence[Position], rank: int, waited: float, broken: str = "") -> MeetingError:
+def explain_absence(
+    positions: Sequence[Position], rank: int, waited: float, broken: str = "", subject: Subject = BATCH_NORM
+) -> MeetingError:
     """Some ranks did not come to a meeting in which ``rank`` waited so many seconds.
 
     ``broken``: what the system said of a connection that was lost.
@@ -102,24 +129,23 @@ def explain_absence(positions: Sequence[Position], rank: int, waited: float, bro
         kinds = {positions[r].doing for r in lost}
         remedy = f"look at what happened on {_ranks(lost)} first"
         if kinds & {Doing.ENDED, Doing.GONE}:
-            remedy += f"; {UNEVEN}"
-        return _error(cause, positions, rank, remedy)
+            remedy += subject.uneven
+        return _error(subject, cause, positions, rank, remedy)
     here = (Doing.MEETING, Doing.STANDING_BY)
     late = [r for r, position in enumerate(positions) if r != rank and position.doing not in here]
     if broken:
         cause = f"a connection was lost: {broken.splitlines()[0]}"
-        return _error(
-            cause, positions, rank, "look at what happened on the ranks that were not heard of, and at the network"
-        )
+        remedy = "look at what happened on the ranks that were not heard of, and at the network"
+        return _error(subject, cause, positions, rank, remedy)
     who = _ranks(late) if late else "another rank"
     remedy = (
-        f"find out what keeps {who} (another collective, slow input, a batch that it left out); {UNEVEN}; "
+        f"find out what keeps {who} (another collective, slow input, a batch that it left out){subject.uneven}; "
         "where more time is needed, wholebatch.sharing.set_timeout(seconds)"
     )
-    return _error(f"{who} did not come within {waited:.1f} s", positions, rank, remedy)
+    return _error(subject, f"{who} did not come within {waited:.1f} s", positions, rank, remedy)
 
 
-def explain_disagreement(positions: Sequence[Position], rank: int) -> MeetingError:
+def explain_disagreement(positions: Sequence[Position], rank: int, subject: Subject = BATCH_NORM) -> MeetingError:
     """The ranks came to the same meeting with different headers."""
     headers = [position.header for position in positions if position.header and position.doing != Doing.STANDING_BY]
     first = headers[0]
@@ -129,23 +155,20 @@ def explain_disagreement(positions: Sequence[Position], rank: int) -> MeetingErr
         if any(getattr(header, name) != getattr(first, name) for header in headers)
     ]
     if {"layer", "phase"} & {*different} or not different:
-        remedy = (
-            "every rank passes the same batch norms in the same order; look for a branch that depends on the rank or "
-            "on its data, for an exception that one rank caught in the middle of a step, and for models that differ"
-        )
+        remedy = subject.order
     elif "dtype" in different:
         remedy = "give all ranks inputs of one dtype; look for autocast or .double() on some ranks only"
     else:
         remedy = "build the same model on all ranks"
     names = {"channels": "number of channels", "vectors": "number of vectors"}
     what = " and the ".join(names.get(name, name) for name in different or ["layer"])
-    return _error(f"the ranks disagree on the {what}", positions, rank, remedy)
+    return _error(subject, f"the ranks disagree on the {what}", positions, rank, remedy)
 
 
-def _error(cause: str, positions: Sequence[Position], rank: int, remedy: str) -> MeetingError:
+def _error(subject: Subject, cause: str, positions: Sequence[Position], rank: int, remedy: str) -> MeetingError:
     own = positions[rank]
     where = f" at {own.header.layer} {own.header.phase}, meeting {own.number}" if own.header else ""
-    text = f"batch norm over ranks stopped{where}: {cause}\n{_table(positions, rank)}\nTo do: {remedy}."
+    text = f"{subject.name} stopped{where}: {cause}\n{_table(positions, rank)}\nTo do: {remedy}."
     return MeetingError(text, cause, positions)
 
 

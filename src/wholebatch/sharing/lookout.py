@@ -14,7 +14,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from wholebatch.sharing.board import Board
-from wholebatch.sharing.diagnosis import LOST, Doing, MeetingError, Position, explain_absence
+from wholebatch.sharing.diagnosis import BATCH_NORM, LOST, Doing, MeetingError, Position, Subject, explain_absence
 from wholebatch.sharing.host import Process
 
 SLICE = 0.2  # seconds between two looks
@@ -31,8 +31,10 @@ class Lookout:
         known: where each rank stood when it was last heard of; at ``rank`` itself, where it stands.
     """
 
-    def __init__(self, board: Board, rank: int, ranks: int, timeout: Callable[[], float]) -> None:
-        self.rank, self._board, self._timeout = rank, board, timeout
+    def __init__(
+        self, board: Board, rank: int, ranks: int, timeout: Callable[[], float], subject: Subject = BATCH_NORM
+    ) -> None:
+        self.rank, self._board, self._timeout, self._subject = rank, board, timeout, subject
         self.known = [Position(Doing.ABSENT)] * ranks
         self._near: dict[int, Process] = {}
         self._own_process = Process("", 0, 0)
@@ -92,6 +94,7 @@ class Lookout:
         with contextlib.suppress(RuntimeError):
             self._board.sound()
             self._board.put_position(self.rank, self._own())
+            self._find_processes()
         deadline = time.monotonic() + _ANSWER
         while True:
             positions = [self._ask(rank) for rank in range(len(self.known))]
@@ -102,7 +105,7 @@ class Lookout:
         if self._board.gone:
             store = "the process that holds the group's store is gone (rank 0, where torchrun does not hold it)"
             lost = f"{store}; {lost}" if lost else store
-        return explain_absence(positions, self.rank, waited, lost)
+        return explain_absence(positions, self.rank, waited, lost, self._subject)
 
     def leave(self, doing: Doing, text: str) -> None:
         """This rank will not come any more."""

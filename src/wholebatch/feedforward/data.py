@@ -100,8 +100,20 @@ def prepare_inputs(x: Any, features: int, dtype: torch.dtype, *, checked: bool =
     return x
 
 
-def prepare(x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss: Loss, dtype: torch.dtype) -> Data:
+def prepare(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    architecture: Architecture,
+    loss: Loss,
+    dtype: torch.dtype,
+    *,
+    whole: bool = True,
+) -> Data:
     """Check and convert inputs, targets and weights for this net and loss.
+
+    Args:
+        whole: these are all rows. Of a part it may be that it has none, or weights that are all zero.
 
     Raises:
         ValueError: lengths or columns that disagree, no rows, a class outside ``0..out_features-1``, a value that is
@@ -109,7 +121,7 @@ def prepare(x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss
     """
     x = prepare_inputs(x, architecture.in_features, dtype)
     rows, outputs = x.shape[0], architecture.out_features
-    if rows == 0:
+    if rows == 0 and whole:
         raise ValueError("x has no rows")
     y = _as_array(y)
     if y.shape[:1] != (rows,):
@@ -118,15 +130,15 @@ def prepare(x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
             raise ValueError(f"cross_entropy takes class indices of shape (N,), y is {y.dtype} of shape {y.shape}")
         y = np.ascontiguousarray(y, dtype=np.int64)
-        low, high = int(y.min()), int(y.max())
+        low, high = (int(y.min()), int(y.max())) if rows else (0, 0)
         if low < 0 or high >= outputs:
             raise ValueError(f"y has classes {low}..{high}, the net has {outputs} outputs (0..{outputs - 1})")
     else:
-        y = _as_array(y.reshape(rows, -1), NUMPY_DTYPES[dtype])
+        y = _as_array(y.reshape(rows, -1) if rows else y.reshape(0, outputs), NUMPY_DTYPES[dtype])
         if y.shape[1] != outputs:
             raise ValueError(f"y has {y.shape[1]} columns, the net has {outputs} outputs")
         _check_finite("y", y)
-        if loss.kind == "bce" and (y.min() < 0 or y.max() > 1):
+        if loss.kind == "bce" and rows and (y.min() < 0 or y.max() > 1):
             raise ValueError(f"bce takes targets in 0..1, y lies in {y.min()}..{y.max()}")
     if loss.class_weights is not None and len(loss.class_weights) != outputs:
         raise ValueError(f"{len(loss.class_weights)} class weights were given, the net has {outputs} outputs")
@@ -135,7 +147,7 @@ def prepare(x: Any, y: Any, sample_weight: Any, architecture: Architecture, loss
         if sample_weight.shape != (rows,):
             raise ValueError(f"sample_weight has shape {sample_weight.shape}, x has {rows} rows")
         _check_finite("sample_weight", sample_weight)
-        if (sample_weight < 0).any() or not sample_weight.any():
+        if (sample_weight < 0).any() or (whole and not sample_weight.any()):
             raise ValueError("sample weights must not be negative, nor all zero")
     return Data(x, y, sample_weight)
 

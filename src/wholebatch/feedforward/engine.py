@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -86,6 +86,9 @@ class Engine(Protocol):
 
     ``optimizer_state`` maps ``"<state name>.<parameter name>"`` (say ``exp_avg.layers.0.weight``) to tensors like the
     parameter; with ``step`` it is all that a resumed run needs besides the net itself.
+
+    ``predicted_rows``: an output's bits may depend on the row's place among so many that are predicted in one go; 1:
+    on the row alone.
     """
 
     model: FeedForward
@@ -93,6 +96,7 @@ class Engine(Protocol):
     optimizer: Optimizer
     step: int
     optimizer_state: dict[str, Tensor]
+    predicted_rows: ClassVar[int]
 
     def train_epoch(
         self,

@@ -41,16 +41,22 @@ def make_engine(
     Raises:
         ValueError: an unknown engine or split, ``n_threads`` below 1, or ``native`` where it was not built.
     """
-    if engine not in ("auto", "native", "reference"):
-        raise ValueError(f"engine is {engine!r}; choose 'auto', 'native' or 'reference'")
+    kind = engine_kind(engine)
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; choose one of {', '.join(map(repr, get_args(Split)))}")
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
-    if _is_native(engine, say=True):
+    if kind is NativeEngine:
         over: dict[str, Any] = {} if peers is None else {"peers": peers}
         return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split, **over)
     return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, peers=peers)
+
+
+def engine_kind(engine: str) -> type[NativeEngine] | type[ReferenceEngine]:
+    """The engine that ``auto``, ``native`` or ``reference`` means here; errors as :func:`make_engine`."""
+    if engine not in ("auto", "native", "reference"):
+        raise ValueError(f"engine is {engine!r}; choose 'auto', 'native' or 'reference'")
+    return NativeEngine if _is_native(engine, say=True) else ReferenceEngine
 
 
 def _is_native(engine: str, *, say: bool = False) -> bool:

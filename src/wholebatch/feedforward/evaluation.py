@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from wholebatch.feedforward.data import Data, as_tensor
-from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.settings import Loss
 
@@ -43,13 +42,12 @@ def score(out: np.ndarray, data: Data, loss: Loss) -> float:
     return float(r2_score(y, out, sample_weight=weight))
 
 
-def evaluate(engine: Engine, data: Data, loss: Loss) -> tuple[float, float]:
-    """(loss, score) of the net in eval mode.
+def rate(out: np.ndarray, data: Data, loss: Loss) -> tuple[float, float]:
+    """(loss, score) of a net's outputs ``(N, out_features)`` in eval mode.
 
     Raises:
         ValueError: an output that is not finite.
     """
-    out = engine.predict(data.x)
     if not np.isfinite(out).all():
         raise ValueError(
             "the net gives values that are not finite for rows held out, though its training loss is finite: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse
@@ -30,6 +30,8 @@ WAIT_SHARE = 0.25
 
 class NativeEngine:
     """See :class:`wholebatch.feedforward.engine.Engine`."""
+
+    predicted_rows: ClassVar = 1
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class NativeEngine:
         offsets: np.ndarray,
         learning_rates: np.ndarray,
         progress: Progress | None = None,
+        *,
+        counts: np.ndarray | None = None,
     ) -> EpochResult:
         network = self._network(int(np.diff(offsets).max()))
         self._load(network)
@@ -76,7 +80,9 @@ class NativeEngine:
         examples = int(offsets[-1])
         return EpochResult(total / examples, examples, steps, network.penalty() / examples)
 
-    def gradients(self, data: Data, *, update_running_statistics: bool = False) -> tuple[float, dict[str, Tensor]]:
+    def gradients(
+        self, data: Data, *, update_running_statistics: bool = False, counts: np.ndarray | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
         network = self._network(len(data))
         self._load(network)
         order, offsets = np.arange(len(data)), np.array([0, len(data)])

@@ -14,7 +14,7 @@ from wholebatch.feedforward.spread import Spread
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.groups import find_group, sharing_of
 from wholebatch.sharing.host import Process
-from wholebatch.sharing.messages import gather_bytes
+from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, gather_bytes
 from wholebatch.sharing.processes import Processes
 
 # Groups of neighbours, by the group that they are cut from: making one takes a while, and torch keeps it for ever.
@@ -82,6 +82,14 @@ class Peers:
         """What every rank has to say, in rank order; of any length. ``what`` it is about is for a diagnosis."""
         return gather_bytes(content, self.group, what)
 
+    def take(self, content: bytes, what: str) -> bytes:
+        """What rank 0 has to say; the others' contents are not read."""
+        return broadcast_bytes(content, self.group, what)
+
+    def exchange(self, contents: list[bytes], what: str) -> list[bytes]:
+        """``contents[r]`` goes to rank r; returns what each rank had for this one."""
+        return exchange_bytes(contents, self.group, what)
+
     def _shards_of(self, ranks: range) -> range:
         each = self.shards // self.ranks
         return range(ranks.start * each, ranks.stop * each)
@@ -102,6 +110,19 @@ class Peers:
             )
         begin = self.rank // size * size
         return range(begin, begin + size)
+
+
+def find_peers(spread: Spread | None, process_group: ProcessGroup | str | None) -> Peers | None:
+    """The peers that a person asked for; None: this process has all rows.
+
+    Raises:
+        ValueError: a process group without a spread, or as :class:`Peers`.
+    """
+    if spread is not None:
+        return Peers(spread, process_group)
+    if isinstance(process_group, ProcessGroup):
+        raise ValueError("a process_group was given without a spread; pass spread=Spread() to train over its ranks")
+    return None
 
 
 def add_in_order(parts: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from wholebatch.feedforward.settings import Loss, Optimizer
 from wholebatch.feedforward.sharded import Found, Sharded
 
 PROGRESS_SECONDS = 0.1
-PREDICTED_ROWS = 8192  # at a time: a sparse table becomes dense block by block
 
 
 def make_optimizer(optimizer: Optimizer, model: nn.Module, **how: bool) -> torch.optim.Optimizer:
@@ -45,6 +44,8 @@ def make_optimizer(optimizer: Optimizer, model: nn.Module, **how: bool) -> torch
 
 class ReferenceEngine:
     """See :class:`wholebatch.feedforward.engine.Engine`."""
+
+    predicted_rows: ClassVar = 8192  # a sparse table becomes dense block by block
 
     def __init__(
         self,
@@ -125,8 +126,8 @@ class ReferenceEngine:
         rows: int = x.shape[0]  # type: ignore[attr-defined]
         with _mode(self.model, training=False):
             blocks = [
-                self.model(as_dense(x[start : start + PREDICTED_ROWS])).numpy()  # type: ignore[index]
-                for start in range(0, max(rows, 1), PREDICTED_ROWS)
+                self.model(as_dense(x[start : start + self.predicted_rows])).numpy()  # type: ignore[index]
+                for start in range(0, max(rows, 1), self.predicted_rows)
             ]
         return np.concatenate(blocks)
 

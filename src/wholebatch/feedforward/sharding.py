@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -31,6 +32,8 @@ def shard_counts(sizes: Sequence[int], offsets: np.ndarray) -> np.ndarray:
         sizes: rows of each shard.
         offsets: ``(steps + 1,)``, as :func:`wholebatch.feedforward.data.batch_offsets` gives them for all rows.
     """
+    if len(sizes) == 1:
+        return np.diff(offsets)[:, None].astype(np.int64)
     times = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
     owners = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(times, kind="stable")]
     steps = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -38,31 +41,59 @@ def shard_counts(sizes: Sequence[int], offsets: np.ndarray) -> np.ndarray:
     return places.reshape(-1, len(sizes)).astype(np.int64)
 
 
-def own_offsets(counts: np.ndarray, own: range) -> np.ndarray:
-    """Where each mini-batch begins among the rows of these shards, and the end of the last: ``(steps + 1,)`` int64."""
-    return np.append(0, counts[:, own.start : own.stop].sum(1).cumsum()).astype(np.int64)
+@dataclass(frozen=True)
+class Deal:
+    """The mini-batches of an epoch as one rank takes them from the rows of its own shards.
 
-
-def own_order(
-    sizes: Sequence[int], own: range, counts: np.ndarray, seed: int, epoch: int, *, shuffle: bool = True
-) -> np.ndarray:
-    """The order of these shards' rows in an epoch: step after step, and within a step shard after shard.
-
-    Every shard is shuffled by itself, whoever owns it.
-
-    Args:
+    Attributes:
         sizes: rows of each of all shards.
-        own: the shards whose rows are ordered; they stand one behind the other.
-        counts: of :func:`shard_counts`.
-
-    Returns:
-        ``(rows,)`` int64, indices among the rows of these shards.
+        own: this rank's shards, whose rows stand one behind the other.
+        counts: of :func:`shard_counts`, ``(steps, shards)``.
+        offsets: where each mini-batch begins among the rows of the own shards, and the end of the last:
+            ``(steps + 1,)`` int64.
     """
-    begins = accumulate((sizes[shard] for shard in own), initial=0)
-    rows = [
-        begin + (shuffled(sizes[shard], seed, epoch, shard) if shuffle else np.arange(sizes[shard]))
-        for begin, shard in zip(begins, own, strict=False)
-    ]
-    steps = [np.repeat(np.arange(len(counts)), counts[:, shard]) for shard in own]
-    order: np.ndarray = np.concatenate(rows)[np.argsort(np.concatenate(steps), kind="stable")]
-    return order.astype(np.int64, copy=False)
+
+    sizes: tuple[int, ...]
+    own: range
+    counts: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], own: range, offsets: np.ndarray) -> Deal:
+        """``offsets``: as for :func:`shard_counts`, of all rows."""
+        counts = shard_counts(sizes, offsets)
+        within = np.append(0, counts[:, own.start : own.stop].sum(1).cumsum()).astype(np.int64)
+        return cls(tuple(sizes), own, counts, within)
+
+    @property
+    def steps(self) -> int:
+        return len(self.counts)
+
+    @property
+    def most_rows(self) -> int:
+        """Of the own shards, in a mini-batch."""
+        return int(np.diff(self.offsets).max())
+
+    def order(self, seed: int, epoch: int, *, shuffle: bool = True) -> np.ndarray:
+        """The order of the own shards' rows in an epoch: step after step, and within a step shard after shard.
+
+        Every shard is shuffled by itself, whoever owns it.
+
+        Returns:
+            ``(rows,)`` int64, indices among the rows of the own shards.
+        """
+        of_shards = [
+            shuffled(self.sizes[shard], seed, epoch, shard) if shuffle else np.arange(self.sizes[shard])
+            for shard in self.own
+        ]
+        return self.interleave(of_shards)
+
+    def interleave(self, of_shards: Sequence[np.ndarray]) -> np.ndarray:
+        """:meth:`order` from that of each own shard by itself: ``(its rows,)`` indices within the shard."""
+        if len(self.own) == 1:
+            return of_shards[0]
+        begins = accumulate((self.sizes[shard] for shard in self.own), initial=0)
+        rows = np.concatenate([begin + of for begin, of in zip(begins, of_shards, strict=False)])
+        steps = np.concatenate([np.repeat(np.arange(self.steps), self.counts[:, shard]) for shard in self.own])
+        order: np.ndarray = rows[np.argsort(steps, kind="stable")]
+        return order

@@ -9,20 +9,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from wholebatch.feedforward.data import Data, batch_offsets, prepare, shuffled
+from wholebatch.feedforward.agreement import check_equal, digest, do_together, take_net
+from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
-from wholebatch.feedforward.engines import check_fit, make_engine
-from wholebatch.feedforward.evaluation import check_scorable, default_loss, evaluate
+from wholebatch.feedforward.engines import check_fit, engine_kind, make_engine
+from wholebatch.feedforward.evaluation import default_loss
 from wholebatch.feedforward.footprint import net_bytes
+from wholebatch.feedforward.held import Held
 from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.peers import Peers, find_peers
+from wholebatch.feedforward.rows import deal_rows, take_rows
 from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.sharding import Deal
+from wholebatch.feedforward.spread import Spread
+from wholebatch.feedforward.state import History, State
+from wholebatch.kernels import instruction_set
+
+__all__ = ["History", "Schedule", "State", "Training", "Watch", "fit"]
 
 Schedule = Literal["constant", "cosine", "linear", "one_cycle", "exponential"]
 Watch = Literal["score", "loss"]
@@ -91,64 +102,6 @@ class Training:
         return rate
 
 
-@dataclass
-class History:
-    """One dict per epoch (``epoch`` from 1, ``loss``, ``learning_rate``, ``seconds``, ``examples_per_second``, and the
-    validation's ``validation_loss`` and ``validation_score`` where there is one), and how it ended."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int | None = None
-    best_score: float | None = None
-    stopped_early: bool = False
-
-    def stale(self) -> int:
-        """Epochs since the best one."""
-        return len(self.epochs) - (self.best_epoch or 0)
-
-
-@dataclass
-class State:
-    """What a run is, between two epochs: everything a resumed run needs, as named tensors and plain values."""
-
-    history: History
-    step: int
-    tensors: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, engine: Engine, history: History, best: dict[str, Tensor] | None) -> State:
-        """The state after the epochs in ``history``, copied: what comes later does not change it."""
-        tensors = {f"model.{n}": t for n, t in engine.model.state_dict().items()}
-        tensors |= {f"optimizer.{n}": t for n, t in engine.optimizer_state.items()}
-        tensors |= {f"best.{n}": t for n, t in (best or {}).items()}
-        history = replace(history, epochs=list(history.epochs))  # training goes on with its own
-        return cls(history, engine.step, {n: t.detach().clone() for n, t in tensors.items()})
-
-    def restore(self, engine: Engine) -> dict[str, Tensor] | None:
-        """Put net, optimizer and step back; returns the best epoch's parameters, if any.
-
-        Raises:
-            ValueError: it is the state of another optimizer.
-        """
-        kept, needed = set(self._named("optimizer.")), set(engine.optimizer_state)
-        if kept != needed:
-            differ = ", ".join(sorted(kept ^ needed)[:4])
-            raise ValueError(
-                f"the state to resume is of another net or optimizer: of {len(kept)} tensors kept and {len(needed)} "
-                f"needed, these are only on one side: {differ}, ...; resume with the settings that the run began with"
-            )
-        engine.model.load_state_dict(self._named("model."))
-        engine.optimizer_state = {n: t.clone() for n, t in self._named("optimizer.").items()}
-        engine.step = self.step
-        return self._named("best.") or None
-
-    def _named(self, prefix: str) -> dict[str, Tensor]:
-        return {n[len(prefix) :]: t for n, t in self.tensors.items() if n.startswith(prefix)}
-
-    def values(self) -> dict[str, Any]:
-        """The plain part, for JSON."""
-        return {"step": self.step, "history": asdict(self.history)}
-
-
 AfterEpoch = Callable[[State], None]
 EpochProgress = Callable[[int, int, float], None]
 
@@ -169,8 +122,14 @@ def fit(
     resume: State | None = None,
     progress: EpochProgress | None = None,
     after_epoch: AfterEpoch | None = None,
+    spread: Spread | None = None,
+    process_group: ProcessGroup | str | None = "world",
 ) -> History:
     """Train ``model`` in place and return its history; the net is left in eval mode, however training ends.
+
+    With ``spread`` every rank of the process group calls this with rows of its own and the same settings, and every
+    mini-batch has rows of all ranks. The net begins with rank 0's parameters (or what is resumed), and ends with the
+    same bits on every rank.
 
     Args:
         x: ``(N, in_features)`` array, tensor or CSR matrix.
@@ -180,45 +139,60 @@ def fit(
         loss: defaults to cross-entropy for integers, else MSE.
         resume: the :class:`State` that an earlier run's ``after_epoch`` was given: goes on from there.
         progress: called a few times a second with (epoch from 1, examples done in it, mean loss so far).
-        after_epoch: called after each epoch with the :class:`State` to keep.
+        after_epoch: called after each epoch with the :class:`State` to keep, on every rank.
+        spread: how mini-batches are spread over ranks; None: this process has all rows. ``x``, ``y`` and
+            ``sample_weight`` are then this rank's rows, those of its shards one behind the other (as
+            :func:`wholebatch.feedforward.sharding.shard_bounds` cuts them); there may be none. ``validation`` has rows
+            of its own too: the whole is rank after rank, and every rank gets the same loss and score.
+        process_group: with ``spread``: a process group, ``"world"`` for the default one, or None: this process alone
+            holds all shards, and ends with the bits of as many ranks as there are shards.
 
     Raises:
         ValueError: data that do not fit the net, patience without validation, a state to resume of another optimizer,
             a net that is not on the CPU, buffers that do not fit in memory (naming the bytes needed and free), a loss
-            that is not finite (:class:`NonFiniteLossError`, naming epoch, step and layer).
+            that is not finite (:class:`NonFiniteLossError`, naming epoch, step and layer); over ranks, settings that
+            are not the same on all of them. What one rank finds wrong all ranks raise.
+        MeetingError: another rank failed or stopped in the middle of the training, and where.
         KeyboardInterrupt: Ctrl-C; the net is as after the last whole epoch.
     """
-    loss = loss or default_loss(y)
     optimizer, training = optimizer or Optimizer(), training or Training()
-    _check_device(model)
-    dtype = model.parts()[0].linear.weight.dtype
-    data = prepare(x, y, sample_weight, model.architecture, loss, dtype)
+    peers = find_peers(spread, process_group)
+    loss = do_together(peers, lambda: _check(model, y, loss, training, validation))
+    architecture, dtype = model.architecture, model.parts()[0].linear.weight.dtype
+    kind = do_together(peers, lambda: engine_kind(engine))
+    if peers is not None:
+        check_equal(peers, _settings(peers, model, loss, optimizer, training, kind.__name__, validation, resume))
+    data = take_rows(peers, x, y, sample_weight, architecture, loss, dtype)
+    deal = deal_rows(peers, len(data), training.batch_size, architecture)
     held = None
     if validation is not None:
         held_x, held_y, held_weight = (*validation, None)[:3]
-        held = prepare(held_x, held_y, held_weight, model.architecture, loss, dtype)
-        check_scorable(held, loss)
-    if training.patience is not None and held is None:
-        raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
-    offsets = batch_offsets(len(data), training.batch_size, model.architecture)
-    check_fit(
-        model.architecture,
-        optimizer,
-        int(np.diff(offsets).max()),
-        dtype,
-        n_threads=n_threads,
-        engine=engine,
-        held=0 if held is None else len(held),
-        net=net_bytes(model.architecture, dtype) if training.patience else 0,
-    )
-    runner = make_engine(model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine)
-    history, best = History(), None
-    if resume is not None:
-        history = replace(resume.history, epochs=list(resume.history.epochs))
-        best = resume.restore(runner)
+        of_rank = take_rows(peers, held_x, held_y, held_weight, architecture, loss, dtype)
+        held = Held(of_rank, loss, peers, kind.predicted_rows)
+
+    def make_runner() -> tuple[Engine, dict[str, Tensor] | None]:
+        check_fit(
+            architecture,
+            optimizer,
+            deal.most_rows,
+            dtype,
+            n_threads=n_threads,
+            engine=engine,
+            held=0 if held is None else len(held),
+            net=net_bytes(architecture, dtype) if training.patience else 0,
+        )
+        runner = make_engine(
+            model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine, peers=peers
+        )
+        return runner, None if resume is None else resume.restore(runner)
+
+    runner, best = do_together(peers, make_runner)
+    if peers is not None:
+        take_net(peers, model)
+    history = History() if resume is None else replace(resume.history, epochs=list(resume.history.epochs))
     try:
         while len(history.epochs) < training.epochs and not history.stopped_early:
-            best = _run_epoch(runner, data, held, offsets, training, history, best, progress)
+            best = _run_epoch(runner, data, held, deal, training, history, best, progress)
             if after_epoch is not None:
                 after_epoch(State.of(runner, history, best))
     finally:
@@ -228,17 +202,46 @@ def fit(
     return history
 
 
-def _check_device(model: FeedForward) -> None:
+def _check(
+    model: FeedForward, y: Any, loss: Loss | None, training: Training, validation: tuple[Any, ...] | None
+) -> Loss:
+    """The loss to train by, where the net and the settings can be trained with."""
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         raise ValueError(f"fit trains on the CPU, the net is on {', '.join(sorted(devices))}; use net.cpu()")
+    if training.patience is not None and validation is None:
+        raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
+    return loss or default_loss(y)
+
+
+def _settings(
+    peers: Peers,
+    model: FeedForward,
+    loss: Loss,
+    optimizer: Optimizer,
+    training: Training,
+    engine: str,
+    validation: tuple[Any, ...] | None,
+    resume: State | None,
+) -> dict[str, str]:
+    """What has to be the same on all ranks, in words."""
+    return {
+        "the net": f"{model.architecture} in {model.parts()[0].linear.weight.dtype}",
+        "the loss": str(loss),
+        "the optimizer": str(optimizer),
+        "the training": str(training),
+        "the spread": str(peers.spread),
+        "the engine": f"{engine} with {instruction_set()} instructions",
+        "validation": "none" if validation is None else "rows held out",
+        "the state to resume": "none" if resume is None else f"step {resume.step}, digest {digest(resume.tensors)}",
+    }
 
 
 def _run_epoch(
     runner: Engine,
     data: Data,
-    held: Data | None,
-    offsets: np.ndarray,
+    held: Held | None,
+    deal: Deal,
     training: Training,
     history: History,
     best: dict[str, Tensor] | None,
@@ -246,12 +249,13 @@ def _run_epoch(
 ) -> dict[str, Tensor] | None:
     """One epoch into ``history``; returns the best epoch's parameters so far where validation rows are watched."""
     epoch = len(history.epochs)
-    order = shuffled(len(data), training.seed, epoch) if training.shuffle else np.arange(len(data))
-    rates = training.learning_rates(runner.optimizer.learning_rate, epoch, len(offsets) - 1)
+    order = deal.order(training.seed, epoch, shuffle=training.shuffle)
+    rates = training.learning_rates(runner.optimizer.learning_rate, epoch, deal.steps)
+    counts = deal.counts if len(deal.sizes) > 1 else None  # one shard is what an engine without peers has
     tell = None if progress is None else partial(progress, epoch + 1)
     start = time.monotonic()
     try:
-        result = runner.train_epoch(data, order, offsets, rates, tell)
+        result = runner.train_epoch(data, order, deal.offsets, rates, tell, counts=counts)
     except NonFiniteLossError as error:
         raise error.in_epoch(epoch + 1) from None
     seconds = time.monotonic() - start
@@ -263,7 +267,7 @@ def _run_epoch(
         "examples_per_second": result.examples / max(seconds, 1e-9),
     }
     if held is not None:
-        row["validation_loss"], row["validation_score"] = evaluate(runner, held, runner.loss)
+        row["validation_loss"], row["validation_score"] = held.evaluate(runner)
     history.epochs.append(row)
     if held is None or training.patience is None:
         return None

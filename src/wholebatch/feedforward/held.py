@@ -1,0 +1,101 @@
+"""Rows held out, over ranks: each predicts some, all get the outputs of all, and compute the same loss and score.
+
+The rows of the whole are those of rank 0, then those of rank 1, and so on. What an engine's output rounds may depend on
+a row's place among those predicted in one go (:attr:`Engine.predicted_rows`). So these blocks are cut from the whole,
+and a rank predicts whole blocks: the rest of a block that begins on one rank is sent there once, by the ranks behind.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from wholebatch.feedforward.agreement import tell_numbers
+from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.engine import Engine
+from wholebatch.feedforward.evaluation import check_scorable, rate
+from wholebatch.feedforward.peers import Peers
+from wholebatch.feedforward.settings import Loss
+
+
+class Held:
+    """The rows held out, of which this rank has ``data``.
+
+    Raises:
+        ValueError: on every rank, where a score could not tell better from worse.
+    """
+
+    def __init__(self, data: Data, loss: Loss, peers: Peers | None = None, block: int = 1) -> None:
+        assert data.y is not None
+        self._peers, self._loss = peers, loss
+        rows = tell_numbers(peers, [len(data), data.sample_weight is not None]).astype(int)
+        weight = data.sample_weight
+        if weight is None and rows[:, 1].any():
+            weight = np.ones(len(data), data.x.dtype)
+        y = gather_rows(peers, data.y)
+        self._whole = Data(np.empty((len(y), 0)), y, None if weight is None else gather_rows(peers, weight))
+        check_scorable(self._whole, loss)
+        self._x = data.x if peers is None else _take_blocks(data.x, rows[:, 0], peers, block)
+
+    def __len__(self) -> int:
+        """How many rows this rank predicts."""
+        return int(self._x.shape[0])
+
+    def evaluate(self, engine: Engine) -> tuple[float, float]:
+        """(loss, score) of the net in eval mode, over the rows of all ranks.
+
+        Raises:
+            ValueError: an output that is not finite.
+        """
+        out = gather_rows(self._peers, engine.predict(self._x))
+        if self._peers is None:
+            return rate(out, self._whole, self._loss)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a sum's rounding may depend on it, and ranks may have other numbers of threads
+        try:
+            return rate(out, self._whole, self._loss)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def gather_rows(peers: Peers | None, own: np.ndarray) -> np.ndarray:
+    """The rows ``(n, ...)`` of all ranks, one behind the other."""
+    if peers is None or peers.ranks == 1:
+        return own
+    return np.concatenate([_unpack(content) for content in peers.tell(_pack(own), "validation")])
+
+
+def _take_blocks(x: Any, rows: np.ndarray, peers: Peers, block: int) -> Any:
+    """The rows of the blocks that begin among this rank's, ``x``; the first of these may belong to another's block."""
+    ends = rows.cumsum()
+    begins = ends - rows
+    begin, end = int(begins[peers.rank]), int(ends[peers.rank])
+    begins_block = begin // block * block
+    contents = [b""] * peers.ranks
+    cut = begin
+    if begins_block < begin < end:
+        owner = int(np.searchsorted(ends, begins_block, side="right"))
+        cut = min(begins_block + block, end)
+        contents[owner] = _pack(x[: cut - begin])
+    got = [_unpack(content) for content in peers.exchange(contents, "validation") if content]
+    kept = [x[cut - begin :], *got]
+    return scipy.sparse.vstack(kept, format="csr") if scipy.sparse.issparse(x) else np.concatenate(kept)
+
+
+def _pack(values: Any) -> bytes:
+    written = BytesIO()
+    if scipy.sparse.issparse(values):
+        scipy.sparse.save_npz(written, values, compressed=False)
+    else:
+        np.save(written, values, allow_pickle=False)
+    return written.getvalue()
+
+
+def _unpack(content: bytes) -> Any:
+    if content.startswith(b"PK"):  # an archive, of a sparse matrix; it holds no pickle either
+        return scipy.sparse.load_npz(BytesIO(content))
+    return np.load(BytesIO(content), allow_pickle=False)

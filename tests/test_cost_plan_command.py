@@ -21,8 +21,8 @@ from wholebatch.commands.quantities import Bandwidth, Duration, Factor, Jitter, 
 from wholebatch.cost.plan.check import last_to_come
 from wholebatch.cost.plan.clocked import Clocked
 from wholebatch.cost.plan.measuring import describe, fit_link, fit_lognormal, measure_steps, meeting_bytes
-from wholebatch.cost.plan.ranks import RankError, run_ranks
 from wholebatch.cost.plan.trial import Shape, Times
+from wholebatch.cost.ranks import RankError, run_ranks
 from wholebatch.cost.recording import Recording, load
 from wholebatch.sharing import Meeting
 

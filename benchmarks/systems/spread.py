@@ -17,7 +17,7 @@ from benchmarks.systems.group import Together, join
 from wholebatch.feedforward import data
 from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.peers import Peers
-from wholebatch.feedforward.sharding import own_offsets, own_order, shard_bounds, shard_counts
+from wholebatch.feedforward.sharding import Deal, shard_bounds
 from wholebatch.feedforward.spread import Spread
 
 __all__ = ["Problem", "load", "make"]
@@ -43,20 +43,18 @@ class Ranked(Together):
         model, optimizer = ours.make_net(problem)
         self.engine = make_engine(model, ours.LOSS, optimizer, n_threads=1, engine="native", peers=self.peers)
         x, y = problem.table()
-        bounds = shard_bounds(len(x), self.peers.shards)
-        self.sizes = np.diff(bounds).tolist()
-        own = slice(bounds[self.peers.own.start], bounds[self.peers.own.stop])
-        self.data = data.prepare(x[own], y[own], None, model.architecture, ours.LOSS, torch.float32)
-        self.counts = shard_counts(self.sizes, np.arange(0, len(x) + 1, problem.batch))
+        bounds, own = shard_bounds(len(x), self.peers.shards), self.peers.own
+        rows = slice(bounds[own.start], bounds[own.stop])
+        self.data = data.prepare(x[rows], y[rows], None, model.architecture, ours.LOSS, torch.float32)
+        self.deal = Deal.of(np.diff(bounds).tolist(), own, np.arange(0, len(x) + 1, problem.batch))
         self.problem, self.epoch = problem, 0
 
     def _prepare(self, steps: int) -> Callable[[], None]:
-        passes = -(-steps // len(self.counts))
-        own = self.peers.own
-        orders = [own_order(self.sizes, own, self.counts, 0, self.epoch + i) for i in range(passes)]
+        passes = -(-steps // self.deal.steps)
+        orders = [self.deal.order(0, self.epoch + i) for i in range(passes)]
         self.epoch += passes
-        counts = np.concatenate([self.counts] * passes)[:steps]
-        offsets = own_offsets(counts, own)
+        counts = np.concatenate([self.deal.counts] * passes)[:steps]
+        offsets = np.append(0, counts[:, self.peers.own.start : self.peers.own.stop].sum(1).cumsum())
         order, rates = np.concatenate(orders)[: offsets[-1]], np.full(steps, self.problem.learning_rate)
 
         def take() -> None:

@@ -94,9 +94,9 @@ def plan(
     from wholebatch.cost.plan.console import tell
     from wholebatch.cost.plan.forecast import check_request
     from wholebatch.cost.plan.forecast import plan as forecast
-    from wholebatch.cost.plan.ranks import RankError
     from wholebatch.cost.plan.record import Slow
     from wholebatch.cost.plan.trial import Shape
+    from wholebatch.cost.ranks import RankError
     from wholebatch.cost.recording import Recording, here
 
     slow = None if slow_worker is None else Slow(worker=slow_worker, by=SLOWER if by is None else by)

@@ -34,7 +34,7 @@ def engines_of(record: Comparison) -> list[EngineName]:
 
 def time_per_step(record: Comparison) -> Picture:
     """Bars with p20 to p80, by norm and engine."""
-    unit, scale = _unit(max(c.timing.high for c in record.contenders))
+    unit, scale = time_unit(max(c.timing.high for c in record.contenders))
     bars = []
     for engine in engines_of(record):
         those = [c for c in record.contenders if c.engine == engine]
@@ -61,7 +61,7 @@ def to_target(record: Comparison) -> list[Picture]:
     summaries = summarise(record)
     if record.target.score is None or all(summary.steps[0] is None for summary in summaries):
         return []
-    unit, scale = _unit(max((s.seconds[2] or s.seconds[0] or 0.0 for s in summaries), default=0.0))
+    unit, scale = time_unit(max((s.seconds[2] or s.seconds[0] or 0.0 for s in summaries), default=0.0))
     target = f"a validation {record.score_name} of {record.target.score:g}"
     several = " Median over the seeds, and their range as a line." if len(record.seeds) > 1 else ""
     made = []
@@ -95,7 +95,7 @@ def learning(record: Comparison) -> list[Picture]:
     made = [
         Picture(
             "comparison-score-step",
-            f"{_capital(name)} by step",
+            f"{capital(name)} by step",
             f"The {name} of the validation rows.{band}{other}",
             _curves(record, engines[0], low, float(record.steps), seconds=False),
             "wide",
@@ -225,7 +225,7 @@ def _target_hover(summary: Summary, record: Comparison, attribute: str) -> str:
 
 def _curves(record: Comparison, engine: EngineName, low: float, most: float, *, seconds: bool) -> go.Figure:
     """One line a norm: the mean over seeds, with a band from their 20th to their 80th percentile."""
-    unit, scale = _unit(most) if seconds else ("step", 1.0)
+    unit, scale = time_unit(most) if seconds else ("step", 1.0)
     traces: list[go.Scatter] = []
     for contender in record.contenders:
         if contender.engine != engine:
@@ -239,7 +239,7 @@ def _curves(record: Comparison, engine: EngineName, low: float, most: float, *, 
                     x=[*x, *x[::-1]],
                     y=[*top, *bottom[::-1]],
                     fill="toself",
-                    fillcolor=_faint(color),
+                    fillcolor=faint(color),
                     line={"width": 0},
                     mode="lines",
                     hoverinfo="skip",
@@ -296,12 +296,13 @@ def _floor(record: Comparison) -> float:
     return low if target is None else min(low, target)
 
 
-def _unit(most: float) -> tuple[str, float]:
+def time_unit(most: float) -> tuple[str, float]:
     """The unit that suits values of up to so many seconds, and its size."""
     return ("s", 1.0) if most >= 2 else ("ms", 1e-3) if most >= 2e-3 else ("µs", 1e-6)
 
 
-def _faint(color: str) -> str:
+def faint(color: str) -> str:
+    """``#rrggbb`` as the fill of a band around its line."""
     return f"rgba({','.join(map(str, _parts(color)))},0.13)"
 
 
@@ -310,5 +311,6 @@ def _parts(color: str) -> list[int]:
     return [int(color[start : start + 2], 16) for start in (1, 3, 5)]
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The first letter large, the others as they are."""
     return text[:1].upper() + text[1:]

@@ -11,12 +11,12 @@ from wholebatch.cost.plan.forecast import STEPS
 from wholebatch.cost.plan.measuring import Measured, describe, measure_steps
 from wholebatch.cost.plan.others import count_others, crowd
 from wholebatch.cost.plan.outcome import Team, exchanges
-from wholebatch.cost.plan.ranks import run_ranks
 from wholebatch.cost.plan.record import Check, Checked, Network, Slept, Synchronisation
 from wholebatch.cost.plan.simulation import simulate
 from wholebatch.cost.plan.slept import compare_slept, count_steps, sleep_steps
 from wholebatch.cost.plan.stretches import split
 from wholebatch.cost.plan.trial import Shape, Times
+from wholebatch.cost.ranks import run_ranks
 
 
 def check(

@@ -12,9 +12,9 @@ from wholebatch.cost.plan.measuring import (
     meeting_bytes,
     more_bytes,
 )
-from wholebatch.cost.plan.ranks import run_ranks
 from wholebatch.cost.plan.record import Link, Network, Workload
 from wholebatch.cost.plan.trial import Shape
+from wholebatch.cost.ranks import run_ranks
 
 
 def measure_workload(shape: Shape, seconds: float) -> Workload:

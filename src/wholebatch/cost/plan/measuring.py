@@ -1,6 +1,6 @@
 """What ranks of this host measure: a step alone, a step together, and what messages between two of them take.
 
-The functions whose first argument is ``rank`` run in ranks, see :mod:`wholebatch.cost.plan.ranks`.
+The functions whose first argument is ``rank`` run in ranks, see :mod:`wholebatch.cost.ranks`.
 """
 
 from __future__ import annotations

@@ -23,22 +23,30 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 180.0
-"""Seconds after which ranks that gave no result are ended."""
+"""Seconds after which ranks that gave no result, and told nothing, are ended."""
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+_own: list[Connection] = []  # of a rank: its pipe to the starter
 
 
 class RankError(RuntimeError):
     """A rank failed, died or gave no result; all were ended."""
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, patience: float = PATIENCE) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    ranks: int,
+    *arguments: Any,
+    patience: float = PATIENCE,
+    told: Callable[[Any], None] = lambda value: None,
+) -> list[Any]:
     """``function(rank, *arguments)`` in each of ``ranks`` processes; the results by rank.
 
     Args:
         function: at the top level of a module. An initialised gloo group is there when it is called.
         ranks: how many processes.
         arguments: what can be sent to a process; the same for all.
-        patience: seconds.
+        patience: seconds without a word of any rank.
+        told: called here with whatever a rank hands to :func:`tell`.
 
     Raises:
         RankError: with the first rank that failed, and its reason.
@@ -56,7 +64,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, patienc
                 processes.append(process)
                 process.start()
                 theirs.close()
-            return _collect(pipes, time.monotonic() + patience)
+            return _collect(pipes, patience, told)
         finally:
             for process in processes:
                 if process.pid is not None and process.is_alive():
@@ -68,12 +76,18 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, patienc
                     process.join()
 
 
+def tell(value: Any) -> None:
+    """In a rank: hand something to the starter while the function goes on; its progress, say."""
+    for pipe in _own:
+        pipe.send(("told", value))
+
+
 def _context() -> Any:
     """How processes are made: forked from one that has torch imported, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wholebatch.cost.plan.measuring"])
+    context.set_forkserver_preload(["wholebatch.layers", "wholebatch.feedforward"])
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what it forks inherits that
     try:
         multiprocessing.forkserver.ensure_running()
@@ -82,8 +96,9 @@ def _context() -> Any:
     return context
 
 
-def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
+def _collect(pipes: list[Connection], patience: float, told: Callable[[Any], None]) -> list[Any]:
     results: dict[int, Any] = {}
+    deadline = time.monotonic() + patience
     while len(results) < len(pipes):
         waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
         ready = wait(waiting, max(0.0, deadline - time.monotonic()))
@@ -94,11 +109,16 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
             assert isinstance(pipe, Connection)
             rank = pipes.index(pipe)
             try:
-                failed, results[rank] = pipe.recv()
+                kind, value = pipe.recv()
             except (EOFError, OSError) as error:
                 raise RankError(f"rank {rank} of {len(pipes)} died; all were ended") from error
-            if failed:
-                raise RankError(f"rank {rank} of {len(pipes)} failed ({results[rank]}); all were ended")
+            if kind == "failed":
+                raise RankError(f"rank {rank} of {len(pipes)} failed ({value}); all were ended")
+            if kind == "told":
+                deadline = time.monotonic() + patience
+                told(value)
+            else:
+                results[rank] = value
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -106,6 +126,7 @@ def _live(
     function: Callable[..., Any], arguments: tuple[Any, ...], rank: int, ranks: int, folder: str, pipe: Connection
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _own.append(pipe)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True, name="wholebatch starter").start()
     if sys.platform in _LOOPBACK:
         os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]
@@ -119,9 +140,9 @@ def _live(
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
         result = function(rank, *arguments)
         dist.barrier()  # nobody leaves while another may still look for it
-        pipe.send((False, result))
+        pipe.send(("result", result))
     except BaseException as error:
-        pipe.send((True, " ".join(f"{type(error).__name__}: {error}".split())[:400]))
+        pipe.send(("failed", " ".join(f"{type(error).__name__}: {error}".split())[:400]))
     # Taking torch and its group down could wait for others.
     os._exit(0)
 

@@ -3,13 +3,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "dispatch.h"
 #include "network.h"
@@ -136,6 +139,70 @@ std::function<void(std::int64_t, double)> poller(const nb::object &progress) {
   };
 }
 
+// An exchange that Python does (wholebatch/feedforward/exchange.py). Addresses go there as integers.
+class PythonExchange : public Exchange {
+public:
+  explicit PythonExchange(nb::object object) : object_(std::move(object)) {}
+  void begin(At at, int layer, const double *own, std::int64_t width) override {
+    const nb::gil_scoped_acquire gil;
+    object_.attr("begin")(static_cast<int>(at), layer, reinterpret_cast<std::uintptr_t>(own), width);
+  }
+  const double *finish() override {
+    const nb::gil_scoped_acquire gil;
+    return reinterpret_cast<const double *>(nb::cast<std::uintptr_t>(object_.attr("finish")()));
+  }
+  void send_parts(int layer) override {
+    const nb::gil_scoped_acquire gil;
+    object_.attr("send_parts")(layer);
+  }
+  void await_parts(int layer) override {
+    const nb::gil_scoped_acquire gil;
+    object_.attr("await_parts")(layer);
+  }
+
+private:
+  nb::object object_;
+};
+
+// What of a Spread is only there for the time of a run.
+template <class T> struct Spreading {
+  Spread<T> spread;
+  std::unique_ptr<PythonExchange> whole, layers;
+  std::vector<Array<const std::int64_t>> counts;
+  std::vector<Array<const double>> weighings;
+
+  explicit Spreading(const nb::object &given) {
+    if (given.is_none())
+      return;
+    const nb::dict d = nb::cast<nb::dict>(given);
+    const auto number = [&](const char *key) { return nb::cast<std::int64_t>(d[key]); };
+    const auto address = [&](const char *key) { return reinterpret_cast<T *>(nb::cast<std::uintptr_t>(d[key])); };
+    const auto exchange = [&](const char *key) -> std::unique_ptr<PythonExchange> {
+      const nb::object object = d[key];
+      return object.is_none() ? nullptr : std::make_unique<PythonExchange>(object);
+    };
+    whole = exchange("whole");
+    layers = exchange("layers");
+    counts.push_back(nb::cast<Array<const std::int64_t>>(d["counts"]));
+    if (const nb::object sums = d["weighings"]; !sums.is_none())
+      weighings.push_back(nb::cast<Array<const double>>(sums));
+    spread.shards = static_cast<int>(number("shards"));
+    spread.first = static_cast<int>(number("first"));
+    spread.own = static_cast<int>(number("own"));
+    spread.near = static_cast<int>(number("near"));
+    spread.late = nb::cast<bool>(d["late"]);
+    spread.overlap = nb::cast<bool>(d["overlap"]);
+    spread.counts = counts.front().data();
+    spread.weighings = weighings.empty() ? nullptr : weighings.front().data();
+    spread.whole = whole.get();
+    spread.layers = layers.get();
+    spread.parts = address("parts");
+    spread.sums = address("sums");
+    spread.alternates = nb::cast<bool>(d["alternates"]);
+    spread.round = number("round");
+  }
+};
+
 template <class T> void bind_network(nb::module_ &m, const char *name) {
   nb::class_<Network<T>>(m, name)
       .def("__init__", [](Network<T> *self, const nb::dict &d) { new (self) Network<T>(configure(d), kernels<T>()); })
@@ -160,6 +227,10 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
       .def("is_finite",
            [](const Network<T> &self, int layer) { return self.is_finite(static_cast<std::size_t>(layer)); })
       .def("waited", [](const Network<T> &self) { return static_cast<double>(self.waited()) * 1e-9; })
+      .def("exchanged", [](const Network<T> &self) { return static_cast<double>(self.exchanged()) * 1e-9; })
+      .def("awaited", [](const Network<T> &self) { return static_cast<double>(self.awaited()) * 1e-9; })
+      .def("part_size", &Network<T>::part_size)
+      .def("part_of", &Network<T>::part_of, "layer"_a)
       .def("lasted", [](const Network<T> &self) { return static_cast<double>(self.lasted()) * 1e-9; })
       .def("record", &Network<T>::record, "steps"_a, "slow"_a, "factor"_a)
       .def("marks", [](const Network<T> &self, int worker) { return self.timeline()->lane(worker).count(); })
@@ -182,21 +253,24 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
              Maybe<const std::int32_t> indptr32, Maybe<const std::int64_t> indices64,
              Maybe<const std::int64_t> indptr64, Maybe<const std::int64_t> classes, Maybe<const T> values,
              Maybe<const T> weights, Array<const std::int64_t> order, Array<const std::int64_t> offsets,
-             std::int64_t first_step, Maybe<const double> learning_rates, bool track, nb::object progress) {
+             std::int64_t first_step, Maybe<const double> learning_rates, bool track, nb::object progress,
+             nb::object spread) {
             Table<T> table = table_of<T>(dense, data, indices32, indptr32, indices64, indptr64);
             table.classes = pointer(classes);
             table.values = pointer(values);
             table.weights = pointer(weights);
-            const typename Network<T>::Epoch epoch{table,          order.data(),
-                                                   offsets.data(), static_cast<std::int64_t>(offsets.size()) - 1,
-                                                   first_step,     pointer(learning_rates),
-                                                   track,          poller(progress)};
+            const Spreading<T> spreading(spread);
+            const typename Network<T>::Epoch epoch{table,           order.data(),
+                                                   offsets.data(),  static_cast<std::int64_t>(offsets.size()) - 1,
+                                                   first_step,      pointer(learning_rates),
+                                                   track,           poller(progress),
+                                                   spreading.spread};
             const nb::gil_scoped_release free;
             return self.run(epoch);
           },
           "dense"_a.none(), "data"_a.none(), "indices32"_a.none(), "indptr32"_a.none(), "indices64"_a.none(),
           "indptr64"_a.none(), "classes"_a.none(), "values"_a.none(), "weights"_a.none(), "order"_a, "offsets"_a,
-          "first_step"_a, "learning_rates"_a.none(), "track"_a, "progress"_a.none())
+          "first_step"_a, "learning_rates"_a.none(), "track"_a, "progress"_a.none(), "spread"_a.none())
       .def(
           "predict",
           [](Network<T> &self, Maybe<const T> dense, Maybe<const T> data, Maybe<const std::int32_t> indices32,

@@ -51,10 +51,12 @@ template <class T> struct UpdateTerms {
   T step_size, root_correction; // Adam: learning_rate / (1 - beta1^t) and sqrt(1 - beta2^t)
 };
 
-// How many rows of the mini-batch, from which on: blocks know where they stand for dropout and for the norms over rows.
+// How many of this process's rows of the mini-batch, from which on: blocks know where they stand for the norms over
+// rows, and for dropout, which counts in the whole mini-batch.
 struct Rows {
   std::int64_t first;
   int count;
+  std::int64_t place = 0; // of the first row in the whole mini-batch
 };
 
 template <class T> struct Kernels {

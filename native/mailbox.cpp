@@ -171,7 +171,7 @@ std::vector<int> Mailbox::missing() const {
   return ranks;
 }
 
-Mailbox::Status Mailbox::meet(const Header &header, double count, const Vectors &vectors, double *out, double seconds) {
+void Mailbox::begin(const Header &header, double count, const Vectors &vectors, double *out) {
   header_ = header;
   ++number_;
   count_ = count;
@@ -182,6 +182,10 @@ Mailbox::Status Mailbox::meet(const Header &header, double count, const Vectors 
   standing_by_ = false;
   set_doing(Doing::meeting);
   post();
+}
+
+Mailbox::Status Mailbox::meet(const Header &header, double count, const Vectors &vectors, double *out, double seconds) {
+  begin(header, count, vectors, out);
   return wait(seconds);
 }
 

@@ -61,6 +61,8 @@ public:
   // Posts and waits. `out` takes a row of doubles for each rank: its count, then its vectors; zeros for a rank that
   // stands by. After `waiting`, call wait() with the same out until it says otherwise; the vectors stay where they are.
   Status meet(const Header &header, double count, const Vectors &vectors, double *out, double seconds);
+  // Posts and goes on; wait() follows.
+  void begin(const Header &header, double count, const Vectors &vectors, double *out);
   // One round of a rank that has no examples left: posts that, and waits for the others to post theirs.
   Status stand_by(double seconds);
   Status wait(double seconds);

@@ -39,17 +39,27 @@ void add(Address gathered, std::int64_t ranks, std::int64_t width, Address out, 
 
 #ifdef __linux__
 
-int meet(Mailbox &box, const nb::bytes &header, double count, Address first, std::int64_t first_elements,
-         Address second, std::int64_t second_elements, bool wide, Address out, double seconds) {
+Mailbox::Header words_of(const nb::bytes &header) {
   Mailbox::Header words;
   if (header.size() != sizeof(words))
     throw std::invalid_argument("a header is " + std::to_string(sizeof(words)) + " bytes long");
   std::memcpy(words.data(), header.data(), sizeof(words));
+  return words;
+}
+
+int meet(Mailbox &box, const nb::bytes &header, double count, Address first, std::int64_t first_elements,
+         Address second, std::int64_t second_elements, bool wide, Address out, double seconds) {
+  const Mailbox::Header words = words_of(header);
   const Mailbox::Vectors vectors{{reinterpret_cast<const void *>(first), reinterpret_cast<const void *>(second)},
                                  {first_elements, second_elements},
                                  wide};
   const nb::gil_scoped_release free;
   return static_cast<int>(box.meet(words, count, vectors, reinterpret_cast<double *>(out), seconds));
+}
+
+void begin(Mailbox &box, const nb::bytes &header, Address vector, std::int64_t elements, bool wide, Address out) {
+  box.begin(words_of(header), 0, {{reinterpret_cast<const void *>(vector), nullptr}, {elements, 0}, wide},
+            reinterpret_cast<double *>(out));
 }
 
 auto position(const Mailbox &box, int rank) {
@@ -74,6 +84,7 @@ void bind_mailbox(nb::module_ &m) {
       .def("seal", &Mailbox::seal)
       .def("meet", &meet, "header"_a, "count"_a, "first"_a, "first_elements"_a, "second"_a, "second_elements"_a,
            "wide"_a, "out"_a, "seconds"_a)
+      .def("begin", &begin, "header"_a, "vector"_a, "elements"_a, "wide"_a, "out"_a)
       .def(
           "stand_by", [](Mailbox &box, double seconds) { return static_cast<int>(box.stand_by(seconds)); }, "seconds"_a,
           nb::call_guard<nb::gil_scoped_release>())

@@ -33,7 +33,7 @@ template <class T> void Parameter<T>::resize(std::size_t count, OptimizerKind op
 template <class T>
 Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels)
     : config_(configuration), kernels_(kernels),
-      claims_(3 * (static_cast<int>(configuration.sizes.size()) - 1), configuration.threads) {
+      claims_(phases * (static_cast<int>(configuration.sizes.size()) - 1), configuration.threads) {
   const auto &sizes = config_.sizes;
   const int count = static_cast<int>(sizes.size()) - 1, width = kernels_.width;
   const std::int64_t line = 64 / sizeof(T);
@@ -70,6 +70,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
       part_weights_ = std::max(part_weights_, weights_of(layer));
     }
     lddz_ = std::max(lddz_, odd_lines(layer.padded, line));
+    part_offsets_.push_back(part_offsets_.back() + whole(static_cast<std::int64_t>(layer.weight.value.size()), line));
   }
   work_.resize(config_.threads);
   for (auto &work : work_) {
@@ -136,8 +137,8 @@ template <class T> Team &Network<T>::team() {
   return *team_;
 }
 
-template <class T> void Network<T>::prepare(std::int64_t most_rows) {
-  const std::int64_t blocks = Blocks(most_rows).count;
+template <class T> void Network<T>::prepare(const Layout &layout) {
+  const std::int64_t most_rows = layout.most_rows, blocks = layout.most_blocks;
   std::int64_t widest = 0;
   for (int l = 0; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
@@ -162,9 +163,8 @@ template <class T> void Network<T>::prepare(std::int64_t most_rows) {
   for (int i = 0; i < std::min(3, hidden() + 1); ++i)
     g_[i].resize(most_rows * widest);
   loss_blocks_.resize(blocks);
-  const int groups = groups_of(blocks);
-  for (int i = 0; groups > 1 && i < std::min(2, hidden() + 1); ++i)
-    parts_[i].resize(groups * part_size_);
+  for (int i = 0; i < std::min(2, hidden() + 1); ++i)
+    parts_[i].resize(layout.most_groups * part_size_);
   for (int w = 0; w < config_.threads; ++w)
     for (int l = 0; l < hidden(); ++l)
       prepare_between(w, l);
@@ -183,16 +183,36 @@ template <class T> int Network<T>::groups_of(std::int64_t blocks) const {
 
 // Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are
 // off by 1e-3. Under batch norm the mean goes away again, so a column that lies far from zero, judged by the epoch's
-// first rows, is moved there.
+// first rows (in shards, those of the first), is moved there.
 template <class T> void Network<T>::centre(const Epoch &epoch) {
   centred_ = false;
   const bool cancels = hidden() > 0 && config_.norm == Norm::batch && !config_.after;
-  if (!cancels)
+  if (!cancels || epoch.spread.late) // what others found out a step before stays where it was
     return;
   const int columns = config_.sizes[0];
-  const std::int64_t rows = std::min<std::int64_t>(64, epoch.offsets[epoch.steps]);
+  std::fill_n(centre_.get(), columns, T(0));
+  if (epoch.spread.first == 0)
+    choose_centre(epoch);
+  if (Exchange *whole = epoch.spread.whole) {
+    const std::vector<double> own(centre_.get(), centre_.get() + columns);
+    whole->begin(Exchange::At::inputs, 0, own.data(), columns);
+    const double *first = whole->finish() + 1; // rank 0 has the first shard
+    std::transform(first, first + columns, centre_.get(), [](double value) { return static_cast<T>(value); });
+  }
+  centred_ = std::any_of(centre_.get(), centre_.get() + columns, [](T value) { return value != 0; });
+}
+
+template <class T> void Network<T>::choose_centre(const Epoch &epoch) {
+  constexpr std::int64_t most = 64;
+  const int columns = config_.sizes[0];
+  std::vector<std::int64_t> first;
+  for (std::int64_t s = 0; s < epoch.steps && static_cast<std::int64_t>(first.size()) < most; ++s) {
+    const std::int64_t *begin = epoch.order + epoch.offsets[s];
+    first.insert(first.end(), begin, begin + layout_.of(s).shard(0).rows);
+  }
+  const std::int64_t rows = std::min(most, static_cast<std::int64_t>(first.size()));
   T *sample = work_[0].h.get();
-  gather(epoch.table, epoch.order, static_cast<int>(rows), 0, columns, false, sample, ldh_);
+  gather(epoch.table, first.data(), static_cast<int>(rows), 0, columns, false, sample, ldh_);
   std::vector<double> mean(columns), m2(columns);
   for (std::int64_t r = 0; r < rows; ++r)
     for (int c = 0; c < columns; ++c) {
@@ -203,7 +223,6 @@ template <class T> void Network<T>::centre(const Epoch &epoch) {
   for (int c = 0; c < columns; ++c) {
     const bool far = mean[c] * mean[c] * static_cast<double>(rows) > 16 * m2[c];
     centre_[c] = far ? static_cast<T>(mean[c]) : T(0);
-    centred_ = centred_ || far;
   }
 }
 
@@ -262,14 +281,16 @@ template <class T> void Network<T>::prepare_between(int worker, int layer) {
 // By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is
 // computed alike either way, so the choice changes no bit.
 template <class T> typename Network<T>::Share Network<T>::share(const Step &step, int padded) const {
-  const std::int64_t blocks = step.blocks.count, workers = config_.threads;
+  const Blocks &blocks = step.blocks;
+  const std::int64_t workers = config_.threads;
   if (config_.by_neuron)
-    return {{0, blocks}, own_panels(step.worker, padded)};
+    return {{0, blocks.count}, own_panels(step.worker, padded)};
   const Range all{0, panels_of(padded)};
   if (workers == 1)
-    return {{0, blocks}, all};
-  const std::int64_t units = step.groups > 1 ? step.groups : blocks; // whole groups
-  const auto begin = [&](std::int64_t worker) { return step.blocks.group_begin(units * worker / workers, units); };
+    return {{0, blocks.count}, all};
+  const auto begin = [&](std::int64_t worker) { // whole groups
+    return blocks.grouped ? blocks.group_begin(blocks.groups * worker / workers) : blocks.count * worker / workers;
+  };
   return {{begin(step.worker), begin(step.worker + 1)}, all};
 }
 
@@ -278,12 +299,12 @@ template <class T> typename Network<T>::Range Network<T>::own_panels(int worker,
   return {panels * worker / workers, panels * (worker + 1) / workers};
 }
 
-template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, int groups, Phase phase, int layer) const {
-  if (phase == Phase::gradient) {
+template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase phase, int layer) const {
+  if (is_of_weights(phase)) {
     const std::int64_t stretch = stretch_of(layers_[layer]);
     return (layers_[layer].depth + stretch - 1) / stretch;
   }
-  return phase == Phase::backward && groups > 1 && summed_in_groups(layers_[layer]) ? groups : blocks.count;
+  return units_are_groups(blocks, phase, layer) ? blocks.groups : blocks.count;
 }
 
 // How many rows of a weight matrix one gets its gradient for at a time: their gradients stay in the
@@ -298,16 +319,15 @@ template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &laye
   return std::min(cached, each > unit ? whole(each, unit) : whole(each, 16));
 }
 
-// Deals out the units of the step `index`: for gradients, or for all the rest.
-template <class T> void Network<T>::deal(int worker, std::int64_t index, bool gradients) {
+// Deals out the units of the step `index`: those of weight matrices, or all others.
+template <class T> void Network<T>::deal(int worker, std::int64_t index, bool of_weights) {
   if (config_.threads == 1 || config_.by_neuron || index >= epoch_->steps)
     return;
-  const Blocks blocks(epoch_->offsets[index + 1] - epoch_->offsets[index]);
-  const int groups = groups_of(blocks.count);
+  const Blocks blocks = layout_.of(index);
   for (int l = 0; l <= hidden(); ++l)
-    for (Phase phase : {Phase::forward, Phase::backward, Phase::gradient})
-      if ((phase == Phase::gradient) == gradients)
-        claims_.deal(set_of(phase, l), worker, units_of(blocks, groups, phase, l));
+    for (Phase phase : {Phase::forward, Phase::backward, Phase::gradient, Phase::reduction})
+      if (is_of_weights(phase) == of_weights)
+        claims_.deal(set_of(phase, l), worker, units_of(blocks, phase, l));
 }
 
 // The part of a weight matrix that is this worker's: by neuron in everything, the outputs that it also multiplies by,
@@ -343,7 +363,7 @@ template <class T> void Network<T>::open(const Epoch &epoch) {
   epoch_ = &epoch;
   error_ = nullptr;
   total_loss_ = total_penalty_ = 0;
-  examples_ = 0;
+  examples_ = exchanged_ = awaited_ = 0;
   next_poll_ = Ticks::steady() + poll_nanoseconds;
 }
 
@@ -354,10 +374,12 @@ template <class T> void Network<T>::close() {
 }
 
 template <class T> double Network<T>::run(const Epoch &epoch) {
-  std::int64_t most = 0;
-  for (std::int64_t s = 0; s < epoch.steps; ++s)
-    most = std::max(most, epoch.offsets[s + 1] - epoch.offsets[s]);
-  prepare(most);
+  const Spread<T> &spread = epoch.spread;
+  layout_.lay_out(epoch.steps, epoch.offsets, spread.counts, spread.shards, spread.first, spread.own,
+                  [this](std::int64_t blocks) { return groups_of(blocks); });
+  prepare(layout_);
+  if (spread.counts)
+    prepare_spread(epoch);
   centre(epoch);
   open(epoch);
   for (int w = 0; w < config_.threads; ++w)
@@ -369,7 +391,7 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
   team.run([this, &epoch](int worker) {
     const NoSubnormals none;
     for (std::int64_t s = 0; s < epoch.steps; ++s)
-      if (!step(worker, s))
+      if (!(is_spread() ? step_spread(worker, s) : step(worker, s)))
         break;
   });
   if (timeline_)

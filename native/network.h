@@ -6,12 +6,15 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "blocks.h"
 #include "buffer.h"
 #include "claims.h"
 #include "kernels.h"
 #include "moments.h"
+#include "spread.h"
 #include "team.h"
 #include "timeline.h"
 
@@ -52,6 +55,17 @@ template <class T> struct Parameter {
   void resize(std::size_t count, OptimizerKind optimizer, bool momentum);
 };
 
+// What worker 0 gathers of a layer for the meetings over shards. Rows of shards are (count, mean, M2) or (sum of g, sum
+// of g x̂, loss).
+struct Shared {
+  Buffer<double> own_moments, own_sums; // [own shard][1 + 2 padded]
+  Buffer<double> moments;               // mean and M2 of those who are normalised together
+  Buffer<double> sums;                  // theirs: sum of g, sum of g x̂
+  Buffer<double> whole_sums;            // of the whole mini-batch
+  Buffer<double> before;                // late: everyone's moments in the step before
+  double count = 0;                     // of `moments`
+};
+
 template <class T> struct LayerState {
   int inputs, outputs;
   int depth;              // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
@@ -71,6 +85,7 @@ template <class T> struct LayerState {
   Buffer<T> h;                                     // (rows, ldh), where workers share it
   Buffer<T> row_mean, row_rstd;                    // layer and rms norm
   Buffer<double> means, m2s, sum_gs, sum_gxs;      // [block][padded]
+  Shared shared;                                   // where the mini-batch is in shards
   Buffer<double> weight_squares, gradient_squares; // of each row: [panel][depth]
 };
 
@@ -80,7 +95,8 @@ template <class T> struct Workspace {
   struct Vectors {
     Buffer<T> mean, rstd, scale, gamma, beta, k1, k2;
     Buffer<double> merged_mean, merged_m2, merged_g, merged_gx;
-    const double *sum_g, *sum_gx; // over the whole mini-batch: merged, or those of the only block
+    const double *sum_g, *sum_gx; // of those who are normalised together: merged, or those of the only block
+    double count = 1;             // of examples that are normalised together
     Buffer<T> h;                  // the layer's kept inputs, where every worker makes its own (by neuron)
     Between<T> between;           // what stands behind the layer
   };
@@ -115,19 +131,30 @@ public:
 
   struct Epoch {
     Table<T> table;
-    const std::int64_t *order;   // rows in the order of this epoch
+    const std::int64_t *order;   // rows in the order of this epoch, of this process
     const std::int64_t *offsets; // steps + 1: where mini-batches begin in `order`
     std::int64_t steps, first_step;
     const double *learning_rates; // one per step; null: gradients only
     bool track;                   // move the running statistics
     // Called a few times a second on the calling thread with (examples done, sum of loss times examples). It may throw.
     std::function<void(std::int64_t, double)> poll;
+    Spread<T> spread;
   };
-  // Returns the sum over steps of loss times examples. Throws Diverged, or what poll threw: parameters are then
-  // unspecified.
+  // Returns the sum over steps of loss times examples, of the whole mini-batches. Throws Diverged, or what poll or an
+  // exchange threw: parameters are then unspecified.
   double run(const Epoch &epoch);
+  // Elements that the parts of all weight gradients take up, for one shard.
+  std::int64_t part_size() const { return part_offsets_.back(); }
+  // Where in them those of a layer are: [begin, end).
+  std::pair<std::int64_t, std::int64_t> part_of(int layer) const {
+    return {part_offsets_.at(static_cast<std::size_t>(layer)), part_offsets_.at(static_cast<std::size_t>(layer) + 1)};
+  }
   // Nanoseconds that the calling thread was parked or put aside in the last run.
   std::int64_t waited() const { return team_ ? team_->waited() : 0; }
+  // Nanoseconds of the last run in which it told other ranks something and merged what they told, and in which it
+  // waited for them.
+  std::int64_t exchanged() const { return exchanged_; }
+  std::int64_t awaited() const { return awaited_; }
   std::int64_t lasted() const { return lasted_; } // nanoseconds of the last run's steps, all together
   // From the next run on, marks of up to so many of its steps; 0: of none. The worker `slow` (-1: nobody) computes
   // `factor` times as long: it does nothing after each of its computations, which changes no number.
@@ -162,9 +189,8 @@ private:
   // The step under way, as one worker sees it.
   struct Step {
     int worker;
-    std::int64_t index, rows;
+    std::int64_t index, rows, whole; // rows of this process, and of the whole mini-batch
     Blocks blocks;
-    int groups; // of blocks, whose weight gradients are summed one by one; 1: none
     const std::int64_t *order;
     LossTerms<T> loss;
     UpdateTerms<T> update;
@@ -175,16 +201,19 @@ private:
   };
 
   // What is shared out: a set of units for each of a layer's phases.
-  enum class Phase { forward, backward, gradient };
-  int set_of(Phase phase, int layer) const { return 3 * layer + static_cast<int>(phase); }
+  enum class Phase { forward, backward, gradient, reduction };
+  static constexpr int phases = 4;
+  int set_of(Phase phase, int layer) const { return phases * layer + static_cast<int>(phase); }
   // Units go to whoever is free where a meeting stands before and after; else everyone goes on with his own examples.
   bool is_claimed(Phase phase, int layer) const {
     return config_.threads > 1 && !config_.by_neuron &&
-           (config_.norm == Norm::batch || phase == Phase::gradient || (phase == Phase::backward && layer < hidden()));
+           (config_.norm == Norm::batch || phase == Phase::gradient || phase == Phase::reduction ||
+            (phase == Phase::backward && layer < hidden()));
   }
-  std::int64_t units_of(const Blocks &blocks, int groups, Phase phase, int layer) const;
+  bool is_of_weights(Phase phase) const { return phase == Phase::gradient || phase == Phase::reduction; }
+  std::int64_t units_of(const Blocks &blocks, Phase phase, int layer) const;
   std::int64_t stretch_of(const LayerState<T> &layer) const;
-  void deal(int worker, std::int64_t index, bool gradients);
+  void deal(int worker, std::int64_t index, bool of_weights);
 
   // What the worker did since its mark before belongs to this, where it is recorded.
   void computed(const Step &step, Stage stage, int layer) {
@@ -201,6 +230,13 @@ private:
 
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);
+  void outputs(const Step &step);
+  void down(const Step &step, int layer);
+  bool end_update(const Step &step);
+  // dL/dZ of the first layer is not there yet after the way down.
+  bool has_first_gradient_to_form(const Step &step) const {
+    return !config_.by_neuron && (is_grouped(step, 0) || (hidden() > 0 && config_.norm != Norm::none));
+  }
   bool meet_after(const Step &step, int layer);
   void forward(const Step &step, int layer);
   void output(const Step &step, std::int64_t block);
@@ -216,9 +252,12 @@ private:
   template <class F> void each_own_block(const Step &step, Phase phase, int layer, F f) {
     if (!is_claimed(phase, layer))
       return each_block(step, share(step, 1).blocks, f);
-    const std::int64_t units = units_of(step.blocks, step.groups, phase, layer);
+    const bool by_group = units_are_groups(step.blocks, phase, layer);
     for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0; poll(step.worker))
-      each_block(step, {step.blocks.group_begin(unit, units), step.blocks.group_begin(unit + 1, units)}, f);
+      each_block(step,
+                 by_group ? Range{step.blocks.group_begin(unit), step.blocks.group_begin(unit + 1)}
+                          : Range{unit, unit + 1},
+                 f);
   }
   Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
   Matrix place_of_inputs(const Step &step, int layer, Rows rows);
@@ -227,23 +266,51 @@ private:
   void row_statistics(const Step &step, int layer, Range blocks);
   void add_centre(const LayerState<T> &state, const double *mean);
   void finish_moments(const Step &step, int layer);
+  void track(const Step &step, int layer, const double *mean, const double *m2, double count);
   void finish_sums(const Step &step, int layer);
-  void finish_loss(const Step &step);
+  double loss_of(const Shard &shard) const;
+  void finish_loss(const Step &step, double loss);
   Step begin(int worker, std::int64_t index);
   bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
   const Between<T> &between(const Step &step, int layer) const { return work_[step.worker].layers[layer].between; }
   double count_of(const Step &step, Rows rows) const;
+  void weigh(Step &step, double &weight) const;
+
+  // spread.cpp: a step of a mini-batch in shards, and what worker 0 exchanges with other ranks in it
+  bool is_spread() const { return epoch_->spread.counts != nullptr; }
+  // The moments and sums that a layer uses are those of the whole mini-batch.
+  bool is_whole_at_layers() const {
+    return config_.norm == Norm::batch && epoch_->spread.near == epoch_->spread.shards;
+  }
+  bool step_spread(int worker, std::int64_t index);
+  void share_moments(const Step &step, int layer);
+  void begin_sums(const Step &step, int layer);
+  void end_sums(const Step &step, int layer);
+  void begin_step(const Step &step);
+  void end_step(const Step &step);
+  void send_parts(const Step &step, int layer);
+  void await_parts(const Step &step, int layer);
+  void prepare_spread(const Epoch &epoch);
+  T *parts_in(const Step &step, int shard, int layer);
+  template <class F> void share(const Step &step, Doing doing, Stage stage, int layer, F f);
+  const double *rows_of(const Step &step, Exchange *exchange, Stage stage, int layer, const double *own,
+                        std::int64_t width, int shards);
+  static void add_shards(const double *rows, int shards, std::int64_t width, std::int64_t count, double *sum);
+  std::int64_t step_width() const;
 
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);
-  void add_up(const Step &step, int layer, const Tile &tile);
+  void reduce(const Step &step, int layer);
+  template <class F> void each_tile(const Step &step, Phase phase, int layer, F f);
+  void add_up(const Step &step, int layer, const Tile &tile, const Shard &shard, T *sum);
+  void sum_groups(int layer, const Tile &tile, const Shard &shard, T *sum);
   void finish_gradient(const Step &step, int layer, const Tile &tile);
   void finish_norm(const Step &step, int layer);
   void update_norm(const Step &step, int layer);
   void update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done);
   // Nothing is added to the gradient and nobody asks for it.
   bool updates_at_once(const Step &step) const {
-    return step.updates && config_.alpha == 0 && config_.max_grad_norm == 0;
+    return step.updates && config_.alpha == 0 && config_.max_grad_norm == 0 && !is_spread();
   }
   void square_rows(const LayerState<T> &state, const Tile &tile, const Buffer<T> &of, Buffer<double> &squares);
   void clip_and_update(const Step &step);
@@ -252,13 +319,17 @@ private:
   // network.cpp: the rest
   void open(const Epoch &epoch); // what a run counts and polls begins anew
   void close();                  // throws what ended it
-  void prepare(std::int64_t most_rows);
+  void prepare(const Layout &layout);
   void centre(const Epoch &epoch);
+  void choose_centre(const Epoch &epoch);
   void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end,
               bool centred, T *h, std::int64_t ldh) const;
   void prepare_between(int worker, int layer);
   int groups_of(std::int64_t blocks) const;
-  bool is_grouped(const Step &step, int layer) const { return step.groups > 1 && summed_in_groups(layers_[layer]); }
+  bool is_grouped(const Step &step, int layer) const { return step.blocks.grouped && summed_in_groups(layers_[layer]); }
+  bool units_are_groups(const Blocks &blocks, Phase phase, int layer) const {
+    return phase == Phase::backward && blocks.grouped && summed_in_groups(layers_[layer]);
+  }
   // Whether a block's part of the weight gradient is added at once to a sum that stays in cache.
   static bool summed_in_groups(const LayerState<T> &layer) { return weights_of(layer) <= (std::int64_t{1} << 17); }
   static std::int64_t weights_of(const LayerState<T> &layer) {
@@ -288,9 +359,6 @@ private:
   int hidden() const { return static_cast<int>(layers_.size()) - 1; }
   bool row_norm() const { return config_.norm == Norm::layer || config_.norm == Norm::rms; }
   T *gradients_of(int layer) { return g_[layer % 3].get(); }
-  static Rows rows_of(const Blocks &blocks, std::int64_t block) {
-    return {blocks.begin(block), static_cast<int>(blocks.begin(block + 1) - blocks.begin(block))};
-  }
 
   Configuration config_;
   const Kernels<T> &kernels_;
@@ -308,13 +376,18 @@ private:
   Buffer<T> g_[3];
   Buffer<T> parts_[2]; // sums over groups of blocks of a weight gradient, for odd and even layers: [group][part_size_]
   std::int64_t part_size_ = 0, part_weights_ = 1; // of the largest matrix that is summed so, with padding and without
+  std::vector<std::int64_t> part_offsets_{0};     // of each layer's weights in a shard's part
+  Buffer<T> shard_parts_;                         // [shard][weight], where one process has all shards
+  Buffer<double> own_rows_, rows_;                // at a meeting: those of the own shards, and of all that meet
+  Layout layout_;
+  int sent_ = 0, summed_ = 0; // the parts of layers from here on were sent, and are summed
   std::int64_t ldh_ = 0, lddz_ = 0;
   Buffer<double> loss_blocks_;
 
   const Epoch *epoch_ = nullptr;
   std::exception_ptr error_; // set by worker 0
   double total_loss_ = 0, total_penalty_ = 0;
-  std::int64_t examples_ = 0, next_poll_ = 0, lasted_ = 0;
+  std::int64_t examples_ = 0, next_poll_ = 0, lasted_ = 0, exchanged_ = 0, awaited_ = 0;
 };
 
 extern template class Network<float>;

@@ -10,7 +10,7 @@ namespace wholebatch {
 template <class T>
 void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
                          const std::function<void(std::int64_t, double)> &poll_python) {
-  const Epoch epoch{table, nullptr, nullptr, 0, 0, nullptr, false, poll_python};
+  const Epoch epoch{table, nullptr, nullptr, 0, 0, nullptr, false, poll_python, {}};
   open(epoch);
   const std::int64_t blocks = (rows + Blocks::most - 1) / Blocks::most;
   team().run([&](int worker) {
@@ -49,8 +49,8 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
           break;
         const Between<T> &between = work.layers[l].between;
         if (row_norm())
-          kernels_.row_statistics(between, {0, count}, work.dz.get(), lddz_);
-        kernels_.normalise(between, {0, count}, work.dz.get(), lddz_, 0, layer.padded, work.h.get(), ldh_);
+          kernels_.row_statistics(between, {0, count, 0}, work.dz.get(), lddz_);
+        kernels_.normalise(between, {0, count, 0}, work.dz.get(), lddz_, 0, layer.padded, work.h.get(), ldh_);
         if (layers_[l + 1].bias)
           for (int r = 0; r < count; ++r)
             work.h[r * ldh_ + layers_[l + 1].inputs] = T(1);

@@ -82,8 +82,15 @@ template <class T> std::vector<T> train(Configuration configuration, const Probl
     net.record(steps, 1, 1.5);
   std::vector<T> found;
   for (int epoch = 0; epoch < 2; ++epoch)
-    found.push_back(static_cast<T>(net.run({table, problem.order.data(), problem.offsets.data(), steps, epoch * steps,
-                                            problem.rates.data(), true, poll})));
+    found.push_back(static_cast<T>(net.run({table,
+                                            problem.order.data(),
+                                            problem.offsets.data(),
+                                            steps,
+                                            epoch * steps,
+                                            problem.rates.data(),
+                                            true,
+                                            poll,
+                                            {}})));
   for (int worker = 0; net.timeline() && worker < configuration.threads; ++worker) {
     const Lane &lane = net.timeline()->lane(worker);
     for (std::size_t i = 1; i < lane.count(); ++i)

@@ -13,6 +13,7 @@
 // fills the time in which others are waited for. In a tall mini-batch the way down forms each block's part of it, while
 // h and dZ are in cache, and only sums over groups of blocks are left to be added up.
 #include <cmath>
+#include <numeric>
 
 #include "network.h"
 
@@ -22,18 +23,23 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
   const Epoch &epoch = *epoch_;
   const std::int64_t *order = epoch.order + epoch.offsets[index];
   const std::int64_t rows = epoch.offsets[index + 1] - epoch.offsets[index];
+  std::int64_t whole = rows;
+  if (const std::int64_t *counts = epoch.spread.counts) {
+    counts += index * epoch.spread.shards;
+    whole = std::accumulate(counts, counts + epoch.spread.shards, std::int64_t{0});
+  }
   Step step{worker,
             index,
             rows,
-            Blocks(rows),
-            groups_of(Blocks(rows).count),
+            whole,
+            layout_.of(index),
             order,
             {},
             {},
             epoch.learning_rates != nullptr,
             0,
-            static_cast<double>(rows),
-            rows};
+            static_cast<double>(whole),
+            whole};
   for (auto &layer : work_[worker].layers) {
     layer.between.step = static_cast<std::uint32_t>(epoch.first_step + index);
     layer.between.weights = weighs_moments() ? epoch.table.weights : nullptr;
@@ -41,18 +47,7 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
   }
 
   double weight = step.examples;
-  const T *weights = epoch.table.weights;
-  const bool by_class = config_.loss == LossKind::cross_entropy && class_weights_.size();
-  if (weights || by_class) {
-    weight = step.examples = 0;
-    step.counted = 0;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const double own = static_cast<double>(weights ? weights[order[i]] : T(1));
-      weight += own * static_cast<double>(by_class ? class_weights_[epoch.table.classes[order[i]]] : T(1));
-      step.examples += own;
-      step.counted += own != 0;
-    }
-  }
+  weigh(step, weight);
   step.loss = {config_.loss,
                layers_.back().outputs,
                static_cast<T>(config_.label_smoothing),
@@ -79,6 +74,31 @@ template <class T> typename Network<T>::Step Network<T>::begin(int worker, std::
   return step;
 }
 
+// The sums of the examples' weights, and that of what multiplies their losses.
+template <class T> void Network<T>::weigh(Step &step, double &weight) const {
+  const Table<T> &table = epoch_->table;
+  const bool by_class = config_.loss == LossKind::cross_entropy && class_weights_.size();
+  if (!table.weights && !by_class)
+    return;
+  weight = step.examples = 0;
+  step.counted = 0;
+  if (is_spread()) { // every rank needs those of all shards
+    const double *sums = epoch_->spread.weighings + step.index * epoch_->spread.shards * 3;
+    for (int s = 0; s < epoch_->spread.shards; ++s, sums += 3) {
+      weight += sums[0];
+      step.examples += sums[1];
+      step.counted += static_cast<std::int64_t>(sums[2]);
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < step.rows; ++i) {
+    const double own = static_cast<double>(table.weights ? table.weights[step.order[i]] : T(1));
+    weight += own * static_cast<double>(by_class ? class_weights_[table.classes[step.order[i]]] : T(1));
+    step.examples += own;
+    step.counted += own != 0;
+  }
+}
+
 template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   if (timeline_)
     timeline_->lane(worker).begin(index);
@@ -94,21 +114,12 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
       return false;
   }
   if (config_.by_neuron || last == 0) { // 2
-    const std::int64_t workers = config_.threads, count = step.blocks.count;
-    each_block(step, {count * worker / workers, count * (worker + 1) / workers},
-               [&](std::int64_t b) { output(step, b); });
-    computed(step, Stage::loss, last);
+    outputs(step);
     if (meet(step, Stage::loss, last))
       return false;
   }
   for (int l = last; l > 0; --l) { // 3
-    each_own_block(step, Phase::backward, l, [&](std::int64_t b) {
-      const bool with_output = l == last && !config_.by_neuron; // while the block is in cache
-      if (with_output)
-        output(step, b);
-      backward(step, l, b, with_output);
-    });
-    computed(step, l == last && !config_.by_neuron ? Stage::loss : Stage::backward, l);
+    down(step, l);
     if (l < last) {
       weight_gradient(step, l + 1);
       computed(step, Stage::update, l + 1);
@@ -116,20 +127,21 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
     if (meet(step, Stage::backward, l - 1))
       return false;
     if (l == last && worker == 0) {
-      finish_loss(step);
+      finish_loss(step, loss_of(step.blocks.shard(0)));
       computed(step, Stage::loss, last);
     }
     finish_sums(step, l - 1);
     if (config_.norm == Norm::batch || (config_.norm != Norm::none && worker == 0))
       merged(step, Stage::backward, l - 1);
   }
-  if (last == 0)
-    finish_loss(step);
-  else { // 4
+  if (last == 0) {
+    if (worker == 0)
+      finish_loss(step, loss_of(step.blocks.shard(0)));
+  } else { // 4
     weight_gradient(step, 1);
     computed(step, Stage::update, 1);
   }
-  if (!config_.by_neuron && (is_grouped(step, 0) || (last > 0 && config_.norm != Norm::none))) {
+  if (has_first_gradient_to_form(step)) {
     each_own_block(step, Phase::backward, 0, [&](std::int64_t b) { backward(step, 0, b, false); });
     computed(step, Stage::backward, 0);
     if (meet(step, Stage::gradient, 0))
@@ -137,23 +149,53 @@ template <class T> bool Network<T>::step(int worker, std::int64_t index) {
   }
   weight_gradient(step, 0);
   computed(step, Stage::update, 0);
+  return end_update(step);
+}
+
+// What is left when all gradients are there: the update where it waits for their norm, and the meeting before the next
+// step.
+template <class T> bool Network<T>::end_update(const Step &step) {
   if (config_.max_grad_norm > 0 && step.updates) {
     if (meet(step, Stage::norm, -1))
       return false;
     clip_and_update(step);
     computed(step, Stage::update, -1);
   }
-  deal(worker, index + 1, false);
+  deal(step.worker, step.index + 1, false);
   if (meet(step, Stage::update, -1))
     return false;
   add_penalty(step);
   return true;
 }
 
+// The output layer where nobody passes it on while it is in cache.
+template <class T> void Network<T>::outputs(const Step &step) {
+  const std::int64_t workers = config_.threads, count = step.blocks.count;
+  each_block(step, {count * step.worker / workers, count * (step.worker + 1) / workers},
+             [&](std::int64_t b) { output(step, b); });
+  computed(step, Stage::loss, hidden());
+}
+
+// From a layer down to the one below.
+template <class T> void Network<T>::down(const Step &step, int layer) {
+  const bool with_output = layer == hidden() && !config_.by_neuron; // while the block is in cache
+  each_own_block(step, Phase::backward, layer, [&](std::int64_t b) {
+    if (with_output)
+      output(step, b);
+    backward(step, layer, b, with_output);
+  });
+  computed(step, with_output ? Stage::loss : Stage::backward, layer);
+}
+
 // The meeting between a hidden layer and what uses it. Without batch norm a worker goes on alone with its own examples.
 template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
   if ((config_.norm == Norm::batch || config_.by_neuron) && meet(step, Stage::forward, layer))
     return false;
+  if (is_spread() && config_.norm == Norm::batch) {
+    share_moments(step, layer);
+    if (meet(step, Stage::forward, layer))
+      return false;
+  }
   finish_moments(step, layer);
   if (config_.norm == Norm::batch)
     merged(step, Stage::forward, layer);
@@ -170,7 +212,7 @@ template <class T> bool Network<T>::meet_after(const Step &step, int layer) {
 template <class T> void Network<T>::row_statistics(const Step &step, int layer, Range blocks) {
   LayerState<T> &state = layers_[layer];
   for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
-    const Rows rows = rows_of(step.blocks, b);
+    const Rows rows = step.blocks.at(b);
     kernels_.row_statistics(between(step, layer), rows, state.z.get() + rows.first * state.stride, state.stride);
   }
 }
@@ -189,7 +231,7 @@ template <class T> typename Network<T>::Matrix Network<T>::place_of_inputs(const
 template <class T>
 typename Network<T>::Matrix Network<T>::inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin,
                                                std::int64_t end, bool again) {
-  const Rows rows = rows_of(step.blocks, block);
+  const Rows rows = step.blocks.at(block);
   const LayerState<T> &state = layers_[layer];
   const Matrix h = place_of_inputs(step, layer, rows);
   if (again && state.keeps_inputs)
@@ -219,7 +261,7 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
     const Matrix h = inputs(step, layer, b, 0, state.depth, false);
-    const Rows rows = rows_of(step.blocks, b);
+    const Rows rows = step.blocks.at(b);
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
@@ -240,7 +282,7 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
   if (last > 0 && row_norm() && !config_.by_neuron)
     row_statistics(step, last - 1, {block, block + 1});
   const Matrix h = inputs(step, last, block, 0, state.depth, false);
-  const Rows rows = rows_of(step.blocks, block);
+  const Rows rows = step.blocks.at(block);
   T *out = gradients_of(last) + rows.first * state.stride;
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
     kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + p * panel_width() * state.depth,
@@ -255,7 +297,7 @@ template <class T>
 typename Network<T>::Matrix Network<T>::gradient_of_sums(const Step &step, int layer, std::int64_t block,
                                                          Range panels) {
   const LayerState<T> &state = layers_[layer];
-  const Rows rows = rows_of(step.blocks, block);
+  const Rows rows = step.blocks.at(block);
   T *g = gradients_of(layer) + rows.first * state.stride;
   if (layer == hidden() || config_.norm == Norm::none)
     return {g, state.stride};
@@ -278,7 +320,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   if (layer > 0 && panels.begin == panels.end)
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
-  const Rows rows = rows_of(step.blocks, block);
+  const Rows rows = step.blocks.at(block);
   if (grouped) {
     const Matrix h = has_inputs ? place_of_inputs(step, layer, rows) : inputs(step, layer, block, 0, state.depth, true);
     add_to_part(step, layer, block, h, dz, all);
@@ -309,7 +351,6 @@ template <class T> double Network<T>::count_of(const Step &step, Rows rows) cons
   return count;
 }
 
-// From the blocks' moments to what normalises: every worker for itself, so that one meeting is enough.
 // The means of the first layer's sums as they would have been, had nothing been taken off the inputs. Along the panels'
 // rows: down each column, a sum at a time, it took a fifth of a small step.
 template <class T> void Network<T>::add_centre(const LayerState<T> &state, const double *mean) {
@@ -326,6 +367,8 @@ template <class T> void Network<T>::add_centre(const LayerState<T> &state, const
   }
 }
 
+// From the blocks' moments to what normalises: every worker for itself, so that one meeting is enough. In shards,
+// worker 0 has merged them.
 template <class T> void Network<T>::finish_moments(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   if (!state.norm)
@@ -339,18 +382,31 @@ template <class T> void Network<T>::finish_moments(const Step &step, int layer) 
   if (config_.norm != Norm::batch)
     return;
   const double *mean = state.means.get(), *m2 = state.m2s.get();
-  if (step.blocks.count > 1) {
-    merge_moments(
-        step.blocks, [&](std::int64_t b) { return count_of(step, rows_of(step.blocks, b)); }, mean, m2, columns,
+  double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows);
+  if (is_spread()) {
+    mean = state.shared.moments.get();
+    m2 = mean + columns;
+    whole = state.shared.count;
+  } else if (step.blocks.count > 1) {
+    merge_blocks(
+        0, step.blocks.count, [&](std::int64_t b) { return count_of(step, step.blocks.at(b)); }, mean, m2, columns,
         v.merged_mean.get(), v.merged_m2.get());
     mean = v.merged_mean.get();
     m2 = v.merged_m2.get();
   }
-  const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
-  kernels_.statistics(columns, mean, m2, 1 / count, static_cast<T>(config_.eps), v.gamma.get(), v.mean.get(),
+  v.count = whole > 0 ? whole : 1;
+  kernels_.statistics(columns, mean, m2, 1 / v.count, static_cast<T>(config_.eps), v.gamma.get(), v.mean.get(),
                       v.rstd.get(), v.scale.get());
-  if (step.worker != 0 || !epoch_->track || whole == 0)
+  if (step.worker == 0 && (!is_spread() || is_whole_at_layers()))
+    track(step, layer, mean, m2, whole);
+}
+
+// Moves the running statistics by the moments of the whole mini-batch.
+template <class T>
+void Network<T>::track(const Step &step, int layer, const double *mean, const double *m2, double count) {
+  if (!epoch_->track || count == 0)
     return;
+  LayerState<T> &state = layers_[layer];
   state.tracked += 1;
   const double factor = config_.momentum < 0 ? 1 / state.tracked : config_.momentum;
   // Weights that count examples leave count - 1 of them; smaller ones (say, with a sum of 1) leave the rows less one.
@@ -373,28 +429,32 @@ template <class T> void Network<T>::finish_sums(const Step &step, int layer) {
   auto &v = work_[step.worker].layers[layer];
   v.sum_g = state.sum_gs.get();
   v.sum_gx = state.sum_gxs.get();
-  if (step.blocks.count > 1) {
-    merge_sums(step.blocks, v.sum_g, state.padded, v.merged_g.get());
-    merge_sums(step.blocks, v.sum_gx, state.padded, v.merged_gx.get());
+  if (is_spread()) {
+    v.sum_g = state.shared.sums.get();
+    v.sum_gx = v.sum_g + state.padded;
+  } else if (step.blocks.count > 1) {
+    add_rows(0, step.blocks.count, v.sum_g, state.padded, v.merged_g.get());
+    add_rows(0, step.blocks.count, v.sum_gx, state.padded, v.merged_gx.get());
     v.sum_g = v.merged_g.get();
     v.sum_gx = v.merged_gx.get();
   }
-  const double whole = weighs_moments() ? step.examples : static_cast<double>(step.rows), count = whole > 0 ? whole : 1;
   if (config_.norm == Norm::batch)
-    kernels_.gradient_terms(state.padded, v.sum_g, v.sum_gx, 1 / count, v.rstd.get(), v.scale.get(), v.k1.get(),
+    kernels_.gradient_terms(state.padded, v.sum_g, v.sum_gx, 1 / v.count, v.rstd.get(), v.scale.get(), v.k1.get(),
                             v.k2.get());
+}
+
+template <class T> double Network<T>::loss_of(const Shard &shard) const {
+  double loss = 0;
+  for (std::int64_t b = shard.block; b < shard.block + shard.blocks; ++b)
+    loss += loss_blocks_[b];
+  return loss;
 }
 
 // Worker 0 adds up the loss; where it is not finite it looks for the first layer with such a value, and everyone leaves
 // at the next meeting.
-template <class T> void Network<T>::finish_loss(const Step &step) {
-  if (step.worker != 0)
-    return;
-  double loss = 0;
-  for (std::int64_t b = 0; b < step.blocks.count; ++b)
-    loss += loss_blocks_[b];
-  total_loss_ += loss * static_cast<double>(step.rows);
-  examples_ += step.rows;
+template <class T> void Network<T>::finish_loss(const Step &step, double loss) {
+  total_loss_ += loss * static_cast<double>(step.whole);
+  examples_ += step.whole;
   if (std::isfinite(loss) || error_)
     return;
   int first = static_cast<int>(layers_.size());

@@ -48,12 +48,24 @@ private:
   bool counter_ = has_counter();
 };
 
-// spinning, yielding, parked: the ways of waiting at a meeting, in this order; waking: the last to come lets the others
-// go.
-enum class Doing : std::uint8_t { begin, compute, merge, injected, spinning, yielding, parked, waking };
+// exchange: telling other ranks, and merging what they told; ranks: waiting for them. spinning, yielding, parked: the
+// ways of waiting at a meeting, in this order; waking: the last to come lets the others go.
+enum class Doing : std::uint8_t {
+  begin,
+  compute,
+  merge,
+  injected,
+  exchange,
+  ranks,
+  spinning,
+  yielding,
+  parked,
+  waking
+};
 // What a stretch belongs to. Meetings: forward (moments), rows (statistics of whole rows), loss, backward (sums),
-// gradient (before the first layer's), norm (the gradient's), clip (it was read by all), update (the end of the step).
-enum class Stage : std::uint8_t { forward, rows, loss, backward, gradient, norm, clip, update };
+// gradient (before the first layer's), norm (the gradient's), clip (it was read by all), update (the end of the step),
+// exchange (the ranks' parts of all gradients).
+enum class Stage : std::uint8_t { forward, rows, loss, backward, gradient, norm, clip, update, exchange };
 
 struct Mark {
   std::int64_t ticks;
@@ -122,7 +134,7 @@ public:
   Timeline(int workers, std::int64_t steps, int layers, int slow, double factor) : lanes_(workers) {
     // A layer has up to 3 computations (and what is injected after each), 2 merges and 3 meetings of up to 3 ways to
     // wait; the rest of a step is less than two layers.
-    constexpr std::int64_t each = 32;
+    constexpr std::int64_t each = 48; // over ranks
     for (int w = 0; w < workers; ++w)
       lanes_[w].reserve(static_cast<std::size_t>(steps * each * (layers + 2) + 1), w == slow ? factor : 1);
   }

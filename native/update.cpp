@@ -5,47 +5,58 @@
 
 namespace wholebatch {
 
-// The gradient of a layer's parameters, and their update: the part that falls to this worker.
+// f(tile) for the parts of a layer's weight matrix that fall to this worker.
+template <class T> template <class F> void Network<T>::each_tile(const Step &step, Phase phase, int layer, F f) {
+  LayerState<T> &state = layers_[layer];
+  if (config_.by_neuron) {
+    const Tile own = tile(step.worker, state);
+    if (own.panels.begin < own.panels.end)
+      f(own);
+    return;
+  }
+  const std::int64_t stretch = stretch_of(state);
+  const auto visit = [&](std::int64_t unit) {
+    f(Tile{{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, {0, panels_of(state.padded)}});
+  };
+  if (is_claimed(phase, layer))
+    for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0;)
+      visit(unit);
+  else
+    for (std::int64_t unit = 0; unit * stretch < state.depth; ++unit)
+      visit(unit);
+}
+
+// The gradient of a layer's parameters, and their update: the part that falls to this worker. In shards: the parts of
+// this process's shards, which are summed and used later.
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
-  const auto add = [&](const Tile &tile) {
-    if (tile.depth.begin == tile.depth.end || tile.panels.begin == tile.panels.end)
-      return;
-    const bool grouped = is_grouped(step, layer);
-    if (!grouped || config_.by_neuron)
-      add_up(step, layer, tile);
-    if (grouped)
-      each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
-        kernels_.sum_parts(count, step.groups, parts_[layer % 2].get() + at, part_size_,
-                           state.weight.gradient.get() + at);
-      });
-    finish_gradient(step, layer, tile);
-  };
-  if (config_.by_neuron) {
-    add(tile(step.worker, state));
-  } else {
-    const std::int64_t stretch = stretch_of(state);
-    const auto add_stretch = [&](std::int64_t unit) {
-      add({{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, {0, panels_of(state.padded)}});
-    };
-    if (is_claimed(Phase::gradient, layer))
-      for (std::int64_t unit; (unit = claims_.next(set_of(Phase::gradient, layer), step.worker)) >= 0;)
-        add_stretch(unit);
-    else
-      for (std::int64_t unit = 0; unit * stretch < state.depth; ++unit)
-        add_stretch(unit);
-  }
-  if (state.norm && step.worker == 0)
+  const bool grouped = is_grouped(step, layer);
+  each_tile(step, Phase::gradient, layer, [&](const Tile &tile) {
+    for (int s = 0; s < epoch_->spread.own; ++s) {
+      const Shard &shard = step.blocks.shard(s);
+      T *sum = state.weight.gradient.get();
+      if (is_spread())
+        sum = parts_in(step, epoch_->spread.sums ? s : epoch_->spread.first + s, layer);
+      if (!grouped || config_.by_neuron)
+        add_up(step, layer, tile, shard, sum);
+      if (grouped)
+        sum_groups(layer, tile, shard, sum);
+    }
+    if (!is_spread())
+      finish_gradient(step, layer, tile);
+  });
+  if (state.norm && step.worker == 0 && !is_spread())
     finish_norm(step, layer);
 }
 
-// dW = H^T dZ for a tile over all blocks, and its update where nothing stands in its way.
-template <class T> void Network<T>::add_up(const Step &step, int layer, const Tile &tile) {
+// dW = H^T dZ for a tile over all blocks of a shard, and its update where nothing stands in its way.
+template <class T> void Network<T>::add_up(const Step &step, int layer, const Tile &tile, const Shard &shard, T *sum) {
   LayerState<T> &state = layers_[layer];
   const auto [begin, end] = tile.depth;
   const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
-  each_block(step, {0, step.blocks.count}, [&](std::int64_t b) {
-    const Rows rows = rows_of(step.blocks, b);
+  const std::int64_t first = shard.block, last = shard.block + shard.blocks - 1;
+  each_block(step, {first, last + 1}, [&](std::int64_t b) {
+    const Rows rows = step.blocks.at(b);
     const Matrix h = inputs(step, layer, b, begin, end, made_all);
     const Matrix dz = has_gradient_of_sums(step, layer)
                           ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
@@ -55,15 +66,45 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
       const int vectors = vectors_at(panel, state.padded), count = static_cast<int>(end - begin);
       const T *right = dz.at + panel * panel_width();
-      if (updates_at_once(step) && b + 1 == step.blocks.count)
-        kernels_.multiply_and_update(
-            rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, state.weight.gradient.get() + at, b == 0,
-            step.update, state.weight.value.get() + at, state.weight.first.at(at), state.weight.second.at(at));
+      if (updates_at_once(step) && b == last)
+        kernels_.multiply_and_update(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, sum + at, b == first,
+                                     step.update, state.weight.value.get() + at, state.weight.first.at(at),
+                                     state.weight.second.at(at));
       else
-        kernels_.multiply_transposed(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors,
-                                     state.weight.gradient.get() + at, b == 0);
+        kernels_.multiply_transposed(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, sum + at,
+                                     b == first);
     });
   });
+  if (shard.blocks == 0 && !is_grouped(step, layer))
+    each_stretch(state, tile,
+                 [&](std::int64_t, std::int64_t at, std::int64_t count) { std::fill_n(sum + at, count, T(0)); });
+}
+
+// The sum of a shard's groups of blocks, for a tile.
+template <class T> void Network<T>::sum_groups(int layer, const Tile &tile, const Shard &shard, T *sum) {
+  const T *groups = parts_[layer % 2].get() + shard.group * part_size_;
+  each_stretch(layers_[layer], tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
+    if (shard.groups > 0)
+      kernels_.sum_parts(count, static_cast<int>(shard.groups), groups + at, part_size_, sum + at);
+    else
+      std::fill_n(sum + at, count, T(0));
+  });
+}
+
+// A layer's gradient from its parts, and the update: what falls to this worker.
+template <class T> void Network<T>::reduce(const Step &step, int layer) {
+  LayerState<T> &state = layers_[layer];
+  const Spread<T> &spread = epoch_->spread;
+  const T *from = spread.sums ? spread.sums + part_of(layer).first : parts_in(step, 0, layer);
+  const int parts = spread.sums ? 1 : spread.shards;
+  each_tile(step, Phase::reduction, layer, [&](const Tile &tile) {
+    each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
+      kernels_.sum_parts(count, parts, from + at, part_size(), state.weight.gradient.get() + at);
+    });
+    finish_gradient(step, layer, tile);
+  });
+  if (state.norm && step.worker == 0)
+    finish_norm(step, layer);
 }
 
 // Adds a block's part of some panels of dW to the sum of its group.
@@ -71,12 +112,12 @@ template <class T>
 void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
                              Range panels) {
   const LayerState<T> &state = layers_[layer];
-  const std::int64_t group = step.blocks.group_of(block, step.groups);
-  const bool first = step.blocks.group_begin(group, step.groups) == block;
+  const std::int64_t group = step.blocks.group_of(block);
+  const bool first = step.blocks.group_begin(group) == block;
   T *part = parts_[layer % 2].get() + group * part_size_;
   for (std::int64_t p = panels.begin; p < panels.end; ++p)
-    kernels_.multiply_transposed(rows_of(step.blocks, block).count, state.depth, h.at, h.ld, dz.at + p * panel_width(),
-                                 dz.ld, vectors_at(p, state.padded), part + p * panel_width() * state.depth, first);
+    kernels_.multiply_transposed(step.blocks.at(block).count, state.depth, h.at, h.ld, dz.at + p * panel_width(), dz.ld,
+                                 vectors_at(p, state.padded), part + p * panel_width() * state.depth, first);
 }
 
 // The squares of each row of a tile, by panel and row: sums in a fixed order, whoever asks.
@@ -138,9 +179,11 @@ template <class T> void Network<T>::update_layer(const Step &step, int layer, co
 template <class T> void Network<T>::finish_norm(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const auto &v = work_[0].layers[layer];
+  const double *sum_g = is_spread() ? state.shared.whole_sums.get() : v.sum_g,
+               *sum_gx = is_spread() ? sum_g + state.padded : v.sum_gx;
   for (int c = 0; c < state.padded; ++c) {
-    state.gamma.gradient[c] = static_cast<T>(v.sum_gx[c]);
-    state.beta.gradient[c] = state.shift ? static_cast<T>(v.sum_g[c]) : T(0);
+    state.gamma.gradient[c] = static_cast<T>(sum_gx[c]);
+    state.beta.gradient[c] = state.shift ? static_cast<T>(sum_g[c]) : T(0);
   }
   if (step.updates && config_.max_grad_norm == 0)
     update_norm(step, layer);
@@ -193,7 +236,7 @@ template <class T> void Network<T>::add_penalty(const Step &step) {
       for (int k = 0; k < state.inputs; ++k)
         squares += state.weight_squares[panel * state.depth + k];
   const double penalty =
-      0.5 * step.penalty * squares * static_cast<double>(step.rows); // totals count each example once
+      0.5 * step.penalty * squares * static_cast<double>(step.whole); // totals count each example once
   total_loss_ += penalty;
   total_penalty_ += penalty;
 }

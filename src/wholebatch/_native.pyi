@@ -91,6 +91,14 @@ class _Network(Generic[T]):
         """Into (marks, 5): nanoseconds, step, layer, what was done, stage (the enums of native/timeline.h)."""
     def lasted(self) -> float:
         """Seconds that the steps of the last run took, all together."""
+    def exchanged(self) -> float:
+        """Seconds of the last run in which this process told other ranks something and merged what they told."""
+    def awaited(self) -> float:
+        """Seconds of the last run in which it waited for other ranks."""
+    def part_size(self) -> int:
+        """Elements that the parts of all weight gradients take up, for one shard."""
+    def part_of(self, layer: int) -> tuple[int, int]:
+        """Where in them those of a layer begin and end."""
     def waited(self) -> float:
         """Seconds that the calling thread was parked or put aside in the last run."""
     def run(
@@ -110,8 +118,11 @@ class _Network(Generic[T]):
         learning_rates: NDArray[np.float64] | None,
         track: bool,
         progress: Callable[[int, float], None] | None,
+        spread: dict[str, Any] | None,
     ) -> float:
         """An epoch, or with learning_rates None the gradients of each step. Returns the sum of loss times examples.
+
+        ``spread``: the fields of native/spread.h, of a mini-batch in shards.
 
         Raises ArithmeticError(step, layer) where the loss is not finite.
         """
@@ -159,6 +170,7 @@ class Mailbox:
         out: int,
         seconds: float,
     ) -> int: ...
+    def begin(self, header: bytes, vector: int, elements: int, wide: bool, out: int) -> None: ...
     def stand_by(self, seconds: float) -> int: ...
     def wait(self, seconds: float) -> int: ...
     def mark(self, doing: int, text: bytes) -> None: ...

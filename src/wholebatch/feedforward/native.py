@@ -19,8 +19,10 @@ from torch import Tensor
 from wholebatch.feedforward.data import NUMPY_DTYPES, Data
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, make_state
 from wholebatch.feedforward.module import FeedForward, Layer
+from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.reference import ReferenceEngine
 from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.spreading import Spreading
 from wholebatch.feedforward.threads import choose_split, choose_threads, usable_cores
 from wholebatch.kernels import native_module
 
@@ -42,6 +44,7 @@ class NativeEngine:
         seed: int = 0,
         n_threads: int | None = None,
         split: Split = "auto",
+        peers: Peers | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
         self._parts = model.parts()
@@ -50,6 +53,7 @@ class NativeEngine:
         self.optimizer_state = make_state(model, optimizer)
         self._networks: dict[tuple[int, bool], Any] = {}
         self._most_threads, self._crowded_epochs = usable_cores(), 0
+        self._spreading = None if peers is None or peers.shards == 1 else Spreading(peers, model, loss)
 
     def train_epoch(
         self,
@@ -66,7 +70,7 @@ class NativeEngine:
         rates = np.ascontiguousarray(learning_rates, dtype=np.float64)
         steps = len(offsets) - 1
         start = time.perf_counter()
-        total = self._run(network, data, order, offsets, rates, track=True, progress=progress)
+        total = self._run(network, data, order, offsets, rates, counts, track=True, progress=progress)
         self._spare_busy_cores(network.waited() / (time.perf_counter() - start))
         self._check_update(network, steps)
         done = self.step + steps
@@ -77,7 +81,7 @@ class NativeEngine:
             self.step = done
             raise
         self.step = done
-        examples = int(offsets[-1])
+        examples = int(offsets[-1] if counts is None else counts.sum())
         return EpochResult(total / examples, examples, steps, network.penalty() / examples)
 
     def gradients(
@@ -86,7 +90,7 @@ class NativeEngine:
         network = self._network(len(data))
         self._load(network)
         order, offsets = np.arange(len(data)), np.array([0, len(data)])
-        total = self._run(network, data, order, offsets, None, track=update_running_statistics, progress=None)
+        total = self._run(network, data, order, offsets, None, counts, track=update_running_statistics, progress=None)
         if update_running_statistics:
             self._store_running(network)
         found: dict[str, Tensor] = {}
@@ -94,7 +98,7 @@ class NativeEngine:
             for role, name, parameter in layer.parameters():
                 found[name] = torch.empty_like(parameter, memory_format=torch.contiguous_format)
                 network.get(index, role, "gradient", found[name].numpy())
-        return total / len(data), found
+        return total / (len(data) if counts is None else int(counts.sum())), found
 
     def predict(self, x: object) -> np.ndarray:
         inputs = _inputs(x)
@@ -173,34 +177,52 @@ class NativeEngine:
         order: np.ndarray,
         offsets: np.ndarray,
         rates: np.ndarray | None,
+        counts: np.ndarray | None = None,
         *,
         track: bool,
         progress: Progress | None,
     ) -> float:
         assert data.y is not None
         classes, values = (data.y, None) if self.loss.takes_classes else (None, data.y)
+        order = np.ascontiguousarray(order, dtype=np.int64)
+        spread = None
+        if self._spreading is not None:
+            assert counts is not None
+            spread = self._spreading.open(network, data, order, counts)
         try:
             total: float = network.run(
                 *_inputs(data.x),
                 classes,
                 values,
                 data.sample_weight,
-                np.ascontiguousarray(order, dtype=np.int64),
+                order,
                 np.ascontiguousarray(offsets, dtype=np.int64),
                 self.step,
                 rates,
                 track,
                 progress,
+                spread,
             )
         except ArithmeticError as error:
             step, layer = error.args
             batch = data.take(order[offsets[step - 1] : offsets[step]])
             layer = min(layer, self._first_layer_not_finite(network, batch, self.step + step - 1))
+            if self._spreading is not None:
+                layer = self._spreading.least(layer)
             raise NonFiniteLossError(step, layer, len(self._parts)) from None
+        except BaseException as error:
+            if self._spreading is not None:
+                self._spreading.fail(error)
+            raise
         return total
 
     def _first_layer_not_finite(self, network: Any, batch: Data, step: int) -> int:
-        """Looked for by the reference, for between two sums the compiled net keeps nothing to look at."""
+        """Looked for by the reference, for between two sums the compiled net keeps nothing to look at.
+
+        Over ranks each looks at its own rows.
+        """
+        if len(batch) < 2 and self.model.architecture.waits:
+            return len(self._parts)
         model = copy.deepcopy(self.model)
         with torch.no_grad():
             for index, layer in enumerate(model.parts()):

@@ -39,6 +39,7 @@ class Peers:
             of the ranks nearby. Under ``sync="late"`` the own: the others' moments come a step late.
         spread: what was chosen.
         group: the process group; None: this process alone.
+        processes, nearby: how all ranks meet, and those of ``near``; None: this process alone.
 
     Raises:
         ValueError: the shards are no multiple of the ranks, the group size does not divide them, there is no such
@@ -49,17 +50,17 @@ class Peers:
         found = None if group is None else find_group(group)
         sharing = sharing_of(found)
         assert sharing is None or isinstance(sharing, Processes)
-        self._processes = sharing
+        self.processes = sharing
         self.group = None if sharing is None else found
         self.rank, self.ranks = (0, 1) if sharing is None else (sharing.rank, sharing.ranks)
         self.spread, self.shards = spread, spread.shards_for(self.ranks)
         self.own = self._shards_of(range(self.rank, self.rank + 1))
-        self.near, self._nearby = self.own, self._processes
+        self.near, self.nearby = self.own, self.processes
         if spread.sync == "all":
             self.near = range(self.shards)
         elif spread.sync == "group" and self.group is not None:
             ranks = self._ranks_nearby()
-            self.near, self._nearby = self._shards_of(ranks), _sharing_among(ranks, self.group)
+            self.near, self.nearby = self._shards_of(ranks), _sharing_among(ranks, self.group)
 
     @property
     def waits(self) -> bool:
@@ -68,11 +69,11 @@ class Peers:
 
     def gather(self, values: np.ndarray, meeting: Meeting) -> np.ndarray:
         """What all shards have to say: ``(own shards, k)`` float64 to ``(shards, k)``, in the order of the shards."""
-        return _gather(self._processes, values, meeting)
+        return _gather(self.processes, values, meeting)
 
     def gather_near(self, values: np.ndarray, meeting: Meeting) -> np.ndarray:
         """What the shards in ``near`` have to say: ``(own shards, k)`` float64 to ``(near shards, k)``."""
-        return _gather(self._nearby, values, meeting) if self.waits else values
+        return _gather(self.nearby, values, meeting) if self.waits else values
 
     def add_up(self, parts: np.ndarray, meeting: Meeting) -> np.ndarray:
         """The sum over all shards, in their order and in the parts' own dtype: ``(own shards, n)`` to ``(n,)``."""

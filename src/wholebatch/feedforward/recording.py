@@ -16,16 +16,21 @@ MOST_FACTOR = 100
 
 
 class Doing(IntEnum):
-    """What a thread did until a mark; the four last ones are ways of being at a meeting (native/timeline.h)."""
+    """What a thread did until a mark; the four last ones are ways of being at a meeting (native/timeline.h).
+
+    EXCHANGE: told other ranks something, and merged what they told; RANKS: waited for them.
+    """
 
     BEGIN = 0
     COMPUTE = 1
     MERGE = 2
     INJECTED = 3
-    SPINNING = 4
-    YIELDING = 5
-    PARKED = 6
-    WAKING = 7
+    EXCHANGE = 4
+    RANKS = 5
+    SPINNING = 6
+    YIELDING = 7
+    PARKED = 8
+    WAKING = 9
 
 
 class Stage(IntEnum):
@@ -39,6 +44,7 @@ class Stage(IntEnum):
     NORM = 5
     CLIP = 6
     UPDATE = 7
+    EXCHANGE = 8
 
 
 @dataclass(frozen=True)

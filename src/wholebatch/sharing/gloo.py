@@ -35,21 +35,28 @@ class _Front(NamedTuple):
 
 
 class Gloo:
-    """A :class:`wholebatch.sharing.transport.Transport` for float32 and float64 on the CPU."""
+    """A :class:`wholebatch.sharing.transport.HostTransport` for float32 and float64."""
 
     def __init__(self, store: Store, lookout: Lookout) -> None:
         self._lookout, self._rank, self._ranks = lookout, lookout.rank, len(lookout.known)
         self._sent = torch.zeros(_FRONT_WORDS + _FIRST, dtype=torch.int64)
         self._received = torch.zeros((self._ranks, _FRONT_WORDS + _FIRST), dtype=torch.int64)
         self._header = b"\0" * HEADER_BYTES  # of the last meeting
+        self._begun: tuple[Tensor, Work] | None = None  # the payload of the meeting under way, and its first message
         self._group = connect(PrefixStore("gloo", store), lookout)
 
     def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
-        payload = torch.cat([vector.reshape(-1) for vector in vectors]).double()
-        self._header = header
-        number = self._lookout.known[self._rank].number + 1
-        self._lookout.stand(Doing.MEETING, number=number, header=Header.unpack(header))
-        fronts = self._gather_fronts(_Front(False, number, count, header), payload, limited=True)
+        self._begin(header, count, torch.cat([vector.reshape(-1) for vector in vectors]).double())
+        return self.finish()
+
+    def begin(self, header: bytes, vector: Tensor) -> None:
+        self._begin(header, 0, vector.reshape(-1).double())
+
+    def finish(self) -> Tensor:
+        assert self._begun is not None
+        payload, work = self._begun
+        header, self._begun = self._header, None
+        fronts = self._read_fronts(work, limited=True)
         if any(not front.idle and front.header != header for front in fronts):
             raise explain_disagreement(self._lookout.known, self._rank)
         gathered = self._gather_payloads(payload, limited=True)
@@ -60,11 +67,17 @@ class Gloo:
         self._lookout.stand(Doing.OUTSIDE)
         return gathered
 
+    def _begin(self, header: bytes, count: float, payload: Tensor) -> None:
+        self._header = header
+        number = self._lookout.known[self._rank].number + 1
+        self._lookout.stand(Doing.MEETING, number=number, header=Header.unpack(header))
+        self._begun = payload, self._send_front(_Front(False, number, count, header), payload)
+
     def stand_by(self) -> bool:
         number = self._lookout.known[self._rank].number
         self._lookout.stand(Doing.STANDING_BY)
         nothing = torch.zeros(0, dtype=torch.float64)
-        fronts = self._gather_fronts(_Front(True, number, 0, self._header), nothing, limited=False)
+        fronts = self._read_fronts(self._send_front(_Front(True, number, 0, self._header), nothing), limited=False)
         active = [front for front in fronts if not front.idle]
         if not active:
             self._lookout.stand(Doing.OUTSIDE)
@@ -82,12 +95,15 @@ class Gloo:
         if doing != Doing.ENDED:
             keep(self._group)
 
-    def _gather_fronts(self, own: _Front, payload: Tensor, *, limited: bool) -> list[_Front]:
+    def _send_front(self, own: _Front, payload: Tensor) -> Work:
         front = bytearray(_FRONT.pack(*own[:3]) + own.header)
         self._sent[:_FRONT_WORDS] = torch.frombuffer(front, dtype=torch.int64)
         first = payload[:_FIRST]
         self._sent[_FRONT_WORDS : _FRONT_WORDS + len(first)] = first.view(torch.int64)
-        wait(self._gather(self._received, self._sent), self._lookout, limited=limited)
+        return self._gather(self._received, self._sent)
+
+    def _read_fronts(self, work: Work, *, limited: bool) -> list[_Front]:
+        wait(work, self._lookout, limited=limited)
         fronts = []
         for rank, row in enumerate(self._received[:, :_FRONT_WORDS].numpy()):
             packed = row.tobytes()

@@ -21,11 +21,12 @@ _SLICE = 0.05  # seconds between two looks at signals, and at the ranks that are
 
 
 class SharedMemory:
-    """A :class:`wholebatch.sharing.transport.Transport` for float32 and float64 on the CPU."""
+    """A :class:`wholebatch.sharing.transport.HostTransport` for float32 and float64."""
 
     def __init__(self, box: Mailbox, rank: int, processes: Sequence[Process], timeout: Callable[[], float]) -> None:
         self._box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
         self._rows: dict[int, Tensor] = {}
+        self._begun = (torch.empty(0), torch.empty(0))  # vector and answer of the meeting that was begun
 
     def exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         first, second = vectors if len(vectors) == 2 else (vectors[0], None)
@@ -47,6 +48,19 @@ class SharedMemory:
         if status != _MET:
             self._wait(status, time.monotonic() - _SLICE, limited=True)
         return gathered
+
+    def begin(self, header: bytes, vector: Tensor) -> None:
+        vector = vector.contiguous()
+        gathered = self._row_of_each(1 + vector.numel())
+        wide = vector.dtype == torch.float64
+        self._box.begin(header, vector.data_ptr(), vector.numel(), wide, gathered.data_ptr())
+        self._begun = vector, gathered
+
+    def finish(self) -> Tensor:
+        status = self._box.wait(_SLICE)
+        if status != _MET:
+            self._wait(status, time.monotonic() - _SLICE, limited=True)
+        return self._begun[1]
 
     def _row_of_each(self, width: int) -> Tensor:
         """Memory for what is gathered, the same again and again: making it takes longer than the meeting."""

@@ -15,13 +15,13 @@ from wholebatch.sharing.gloo import Gloo
 from wholebatch.sharing.host import Process
 from wholebatch.sharing.lookout import CARD, SLICE, Lookout
 from wholebatch.sharing.mailbox import SharedMemory
-from wholebatch.sharing.transport import Transport
+from wholebatch.sharing.transport import HostTransport
 
 # "gloo": no shared memory, also on one host. For tests and measurements; one rank that has it decides for all.
 TRANSPORT_VARIABLE = "WHOLEBATCH_TRANSPORT"
 
 
-def open_transport(board: Board, lookout: Lookout, ranks: int, timeout: Callable[[], float]) -> Transport:
+def open_transport(board: Board, lookout: Lookout, ranks: int, timeout: Callable[[], float]) -> HostTransport:
     """Wait for all ranks, and choose: shared memory where every rank could map it, or else gloo.
 
     Raises:

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,7 @@ from wholebatch.sharing.lookout import Lookout
 from wholebatch.sharing.opening import open_transport
 from wholebatch.sharing.sharing import Meeting
 from wholebatch.sharing.timeout import timeout_of
-from wholebatch.sharing.transport import Transport
+from wholebatch.sharing.transport import HostTransport, Transport
 from wholebatch.sharing.watch import watchers
 
 
@@ -47,7 +49,8 @@ class Processes:
         self._lookout = Lookout(self._board, self.rank, self.ranks, self._timeout)
         self._lookout.announce(Process.own())
         weakref.finalize(self, self._lookout.rest)
-        self._on_host: Transport | None = None
+        self._on_host: HostTransport | None = None
+        self._begun = b""  # the header of a meeting that was begun
         self._on_device: Transport | None = None
         self._broken: MeetingError | None = None
         self._has_left = False
@@ -86,6 +89,33 @@ class Processes:
         gathered = self._exchange(header, 0, (vectors,))
         return gathered[:, 1:].reshape(self.ranks, *vectors.shape)
 
+    def begin(self, vector: Tensor, meeting: Meeting) -> None:
+        """Post the own vector ``(n,)``, on the CPU, and go on: :meth:`finish` is the next call. Errors as :meth:`merge`.
+
+        The vector stays as it is until then.
+        """
+        header = pack(meeting.layer, meeting.phase, 1, vector.shape[0], vector.dtype)
+        self._check()
+        self.thread = threading.get_ident()
+        transport = self._on_host or self._open()
+        self._begun = header
+        with self._breaking():
+            transport.begin(header, vector)
+
+    def finish(self) -> Tensor:
+        """Wait for the others: ``(ranks, 1 + n)`` float64, the first column zeros. Errors as :meth:`merge`.
+
+        Valid until the next meeting.
+        """
+        self._check()
+        assert self._on_host is not None
+        came = time.perf_counter()
+        with self._breaking():
+            gathered = self._on_host.finish()
+        for see in watchers:
+            see(self.members, self._begun, time.perf_counter() - came)
+        return gathered
+
     def stand_by(self) -> bool:
         """Take part in one meeting of the others with no examples, whatever it is. False: all ranks stand by."""
         if self._on_device is not None:
@@ -105,6 +135,7 @@ class Processes:
 
     def _exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         self._check()
+        transport: Transport
         if vectors[0].is_cpu:
             transport = self._on_host or self._open()
         elif self._serves(vectors[0].device):
@@ -133,7 +164,7 @@ class Processes:
         except RuntimeError:
             return False
 
-    def _open(self) -> Transport:
+    def _open(self) -> HostTransport:
         if self._on_host is None:
             try:
                 self._on_host = open_transport(self._board, self._lookout, self.ranks, self._timeout)
@@ -156,6 +187,18 @@ class Processes:
                 f"process {os.getpid()} was forked from rank {self.rank} (process {self._process}) and is not a rank: "
                 "initialise torch.distributed in it, or train in the rank itself"
             )
+
+    def fail(self, error: BaseException) -> None:
+        """This rank will not come to the meetings that the others expect: they are told, and later calls raise."""
+        self._break(error)
+
+    @contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
+            self._break(error)
+            raise
 
     def _break(self, error: BaseException) -> None:
         if self._broken is not None:

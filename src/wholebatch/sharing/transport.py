@@ -36,3 +36,15 @@ class Transport(Protocol):
     def leave(self, doing: Doing, text: str) -> None:
         """Tell the others, who may be waiting, that this rank will not come any more, and why. Does not wait."""
         ...
+
+
+class HostTransport(Transport, Protocol):
+    """A transport of the host's memory or network, on which a rank can work while the others come."""
+
+    def begin(self, header: bytes, vector: Tensor) -> None:
+        """Post the own vector of a meeting, and go on. It stays as it is until :meth:`finish`, which comes next."""
+        ...
+
+    def finish(self) -> Tensor:
+        """Wait for the others: what :meth:`exchange` returns, with counts of 0."""
+        ...

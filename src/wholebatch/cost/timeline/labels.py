@@ -11,6 +11,8 @@ KINDS: dict[Doing, Kind] = {
     Doing.COMPUTE: "compute",
     Doing.MERGE: "merge",
     Doing.INJECTED: "injected",
+    Doing.EXCHANGE: "merge",
+    Doing.RANKS: "wait",
     Doing.SPINNING: "wait",
     Doing.YIELDING: "wait",
     Doing.PARKED: "wait",
@@ -31,6 +33,7 @@ PHASES: dict[Stage, Phase] = {
     Stage.NORM: "update",
     Stage.CLIP: "update",
     Stage.UPDATE: "update",
+    Stage.EXCHANGE: "update",
 }
 
 
@@ -53,4 +56,5 @@ def purpose(stage: Stage, settings: Settings) -> str:
         Stage.NORM: "norm of the gradient",
         Stage.CLIP: "that everyone has read the gradient",
         Stage.UPDATE: "updated weights",
+        Stage.EXCHANGE: "the ranks' parts of the gradients",
     }[stage]

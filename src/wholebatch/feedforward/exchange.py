@@ -1,0 +1,31 @@
+"""What the compiled engine calls to tell other ranks something and to hear of theirs (native/exchange.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from wholebatch.sharing import Meeting
+from wholebatch.sharing.processes import Processes
+
+_PHASES = ("forward", "backward", "gradients", "centre")  # of Exchange::At
+
+
+class Exchange:
+    """Between the ranks of ``processes``; ``names`` of the layers, for a diagnosis."""
+
+    def __init__(self, processes: Processes, names: Sequence[str]) -> None:
+        self._processes = processes
+        self._meetings = [[Meeting(name, phase) for name in names] for phase in _PHASES]
+        self._gathered = torch.empty(0)
+
+    def begin(self, at: int, layer: int, address: int, width: int) -> None:
+        own = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_double)), (width,))
+        self._processes.begin(torch.from_numpy(own), self._meetings[at][layer])
+
+    def finish(self) -> int:
+        self._gathered = self._processes.finish()
+        return self._gathered.data_ptr()

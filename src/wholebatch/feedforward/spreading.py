@@ -1,0 +1,92 @@
+"""The compiled engine over shards and ranks: what each of its runs is told, and what it asks for in between.
+
+The engine itself decides when ranks meet (native/spread.cpp); how they do is below, in :mod:`wholebatch.sharing`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.exchange import Exchange
+from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.peers import Peers
+from wholebatch.feedforward.settings import Loss
+from wholebatch.sharing import Meeting
+
+
+class Spreading:
+    """One engine's mini-batches over the shards of ``peers``."""
+
+    def __init__(self, peers: Peers, model: FeedForward, loss: Loss) -> None:
+        self.peers, self._loss = peers, loss
+        self._dtype = model.parts()[0].linear.weight.dtype
+        names = [part.linear_name for part in model.parts()]
+        self._whole = None if peers.processes is None else Exchange(peers.processes, names)
+        self._layers = None
+        if peers.waits and peers.nearby is not None and model.architecture.waits:
+            self._layers = self._whole if peers.nearby is peers.processes else Exchange(peers.nearby, names)
+        self._rounds = 0
+        self._parts: Any = None
+
+    def open(self, network: Any, data: Data, order: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+        """What the engine is told of the run that comes; see native/spread.h.
+
+        Raises:
+            MeetingError: another rank failed, and where.
+        """
+        peers, counts = self.peers, np.ascontiguousarray(counts, dtype=np.int64)
+        told = {
+            "shards": peers.shards,
+            "first": peers.own.start,
+            "own": len(peers.own),
+            "near": len(peers.near),
+            "late": peers.spread.sync == "late" and len(peers.near) < peers.shards,
+            "overlap": peers.spread.overlap,
+            "counts": counts,
+            "weighings": self._weigh(data, order, counts),
+            "whole": self._whole,
+            "layers": self._layers,
+            "parts": 0,
+            "sums": 0,
+            "alternates": False,
+            "round": self._rounds,
+        }
+        self._rounds += len(counts)
+        return told
+
+    def least(self, layer: int) -> int:
+        """The least that any rank found."""
+        own = np.full((len(self.peers.own), 1), float(layer))
+        return int(self.peers.gather(own, Meeting("step", "not finite")).min())
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one left in the middle of an epoch."""
+        for processes in (self.peers.processes, self.peers.nearby):
+            if processes is not None:
+                processes.fail(error)
+
+    def _weigh(self, data: Data, order: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+        """``(steps, shards, 3)``: the sum of what multiplies each row's loss, that of the sample weights, and the rows
+        whose weight is not 0. None where every row counts once."""
+        by_class = self._loss.takes_classes and self._loss.class_weights is not None
+        if data.sample_weight is None and not by_class:
+            return None
+        own = counts[:, self.peers.own.start : self.peers.own.stop]
+        of = np.repeat(np.arange(own.size), own.ravel())  # (step, own shard) of each row
+        weight = np.ones(len(order))
+        if data.sample_weight is not None:
+            weight = data.sample_weight[order].astype(np.float64)
+        of_loss = weight
+        if by_class:
+            assert data.y is not None
+            # Rounded to the net's dtype first, as the engine has them.
+            classes = torch.tensor(self._loss.class_weights, dtype=self._dtype).double().numpy()
+            of_loss = weight * classes[data.y[order]]
+        sums = [np.bincount(of, each, own.size) for each in (of_loss, weight, weight != 0)]
+        each = np.stack(sums, axis=-1).reshape(len(own), -1, 3)
+        told = self.peers.gather(each.swapaxes(0, 1).reshape(len(self.peers.own), -1), Meeting("epoch", "weights"))
+        return np.ascontiguousarray(told.reshape(self.peers.shards, len(own), 3).swapaxes(0, 1))

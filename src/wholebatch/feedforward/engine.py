@@ -9,12 +9,15 @@ With peers (:class:`wholebatch.feedforward.peers.Peers`) the mini-batch is cut i
 of its own ones. Every rank makes the same calls; after each of them every rank has the same net, optimizer state and
 result, bit for bit:
 
-- sums are over each shard, and then over the shards in order: loss and the norms' parameters in float64, other
-  parameters in the net's dtype, moments by Chan's formula, where a shard without rows is passed over;
+- sums are over each shard, and then over the shards in order, in float64 or the net's dtype; moments merge by Chan's
+  formula, where a shard without rows is passed over;
 - a row's place in the whole mini-batch, shard after shard, is what dropout's masks are a function of;
 - running statistics are those of the whole mini-batch, whatever ``spread.sync`` says;
-- ``sync="late"`` begins anew with each epoch: its first step has the own moments alone, so that a run which goes on
-  from a checkpoint does what one that was not stopped does;
+- ``sync="late"`` merges the own moments of this step and the others' of the step before, in the order of the shards,
+  and differentiates with the others' as constants. They are those of the sums ``W x`` themselves: whoever takes a
+  centre from x has to put it right there, too, and in the gradient of W, as dZ no longer sums to zero. Each epoch
+  begins anew, with the own moments alone, so that a run which goes on from a checkpoint does what one that was not
+  stopped does;
 - one shard is the whole mini-batch: what an engine without peers does.
 """
 

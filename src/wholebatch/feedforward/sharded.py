@@ -186,7 +186,10 @@ class _Pass:
             shared = _moved(self._net.before[index], -self._net.shift(index))
             shared[peers.own.start : peers.own.stop] = own
         whole = _Whole(peers, name, _merge(shared), norm.eps, self._weights)
-        normalised = _Normalise.apply(whole, *self.values)  # type: ignore[no-untyped-call]
+        shifts: list[Tensor] = []
+        if peers.spread.sync == "late" and index == 1 and self._net.centre is not None:
+            shifts = [leaf["layers.0.weight"] @ self._net.centre.to(norm.weight.dtype) for leaf in self.leaves]
+        normalised = _Normalise.apply(whole, *self.values, *shifts)  # type: ignore[no-untyped-call]
         self.values = [
             x * leaf[f"{name}.weight"] + leaf[f"{name}.bias"] for x, leaf in zip(normalised, self.leaves, strict=True)
         ]
@@ -218,10 +221,17 @@ class _Normalise(torch.autograd.Function):
         dz = rstd * (g - w / m * (sum(g) + xhat * sum(g * xhat)))
 
     The sums are over the shards whose moments depend on this mini-batch here: those of ``Peers.near``.
+
+    Args:
+        zs: of each own shard, ``(rows, C)``.
+        shifts: of each own shard, ``(C,)``: what was taken from its z, and from the moments; or nothing. It changes no
+            value, but its gradient is the sum of dz, which is 0 unless some of the moments are constants.
     """
 
     @staticmethod
-    def forward(ctx: Any, whole: _Whole, *zs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, whole: _Whole, *tensors: Tensor) -> tuple[Tensor, ...]:
+        zs = tensors[: len(whole.weights)]
+        ctx.shifted = len(tensors) > len(zs)
         rstd = whole.moments.rstd(whole.eps)
         normalised = [((z.double() - whole.moments.mean) * rstd).to(z.dtype) for z in zs]
         ctx.whole, ctx.rstd = whole, rstd
@@ -241,7 +251,8 @@ class _Normalise(torch.autograd.Function):
             ctx.rstd * (g.double() - share * (sum_g + x * sum_gx))
             for g, x, share in zip(gs, normalised, shares, strict=True)
         ]
-        return None, *(dz.to(g.dtype) for dz, g in zip(dzs, gs, strict=True))
+        found = [*dzs, *(dz.sum(0) for dz in dzs)] if ctx.shifted else dzs
+        return None, *(gradient.to(gs[0].dtype) for gradient in found)
 
 
 def _merge(rows: np.ndarray) -> Moments:

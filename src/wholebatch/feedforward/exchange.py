@@ -10,17 +10,24 @@ import torch
 
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.processes import Processes
+from wholebatch.sharing.reduction import Reduction
 
 _PHASES = ("forward", "backward", "gradients", "centre")  # of Exchange::At
 
 
 class Exchange:
-    """Between the ranks of ``processes``; ``names`` of the layers, for a diagnosis."""
+    """Between the ranks of ``processes``; ``names`` of the layers, for a diagnosis.
+
+    Attributes:
+        reduction: of the parts of weight gradients, where ranks do not see each other's; with the places of layers.
+    """
 
     def __init__(self, processes: Processes, names: Sequence[str]) -> None:
         self._processes = processes
         self._meetings = [[Meeting(name, phase) for name in names] for phase in _PHASES]
         self._gathered = torch.empty(0)
+        self.reduction: Reduction | None = None
+        self.places: list[tuple[int, int]] = []
 
     def begin(self, at: int, layer: int, address: int, width: int) -> None:
         own = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_double)), (width,))
@@ -29,3 +36,11 @@ class Exchange:
     def finish(self) -> int:
         self._gathered = self._processes.finish()
         return self._gathered.data_ptr()
+
+    def send_parts(self, layer: int) -> None:
+        assert self.reduction is not None
+        self.reduction.send(*self.places[layer])
+
+    def await_parts(self, layer: int) -> None:
+        assert self.reduction is not None
+        self.reduction.finish()  # layers are sent and awaited in the same order

@@ -8,26 +8,32 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import _get_process_group_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_process_group_store
 
 from wholebatch.moments import Moments
 from wholebatch.sharing import exits, merging
 from wholebatch.sharing.board import Board
 from wholebatch.sharing.collective import Collective
+from wholebatch.sharing.connection import connect
 from wholebatch.sharing.diagnosis import Doing, MeetingError
 from wholebatch.sharing.header import pack
 from wholebatch.sharing.host import Process
 from wholebatch.sharing.lookout import Lookout
+from wholebatch.sharing.mailbox import SharedMemory
 from wholebatch.sharing.opening import open_transport
 from wholebatch.sharing.sharing import Meeting
 from wholebatch.sharing.timeout import timeout_of
 from wholebatch.sharing.transport import HostTransport, Transport
 from wholebatch.sharing.watch import watchers
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import ProcessGroupGloo
 
 
 class Processes:
@@ -46,9 +52,9 @@ class Processes:
         self._board = Board(_get_process_group_store(group))
         # Not bound to this object: a thread holds the lookout, and would keep the group's sharing for ever.
         self._timeout = timeout_of(group)
-        self._lookout = Lookout(self._board, self.rank, self.ranks, self._timeout)
-        self._lookout.announce(Process.own())
-        weakref.finalize(self, self._lookout.rest)
+        self.lookout = Lookout(self._board, self.rank, self.ranks, self._timeout)
+        self.lookout.announce(Process.own())
+        weakref.finalize(self, self.lookout.rest)
         self._on_host: HostTransport | None = None
         self._begun = b""  # the header of a meeting that was begun
         self._on_device: Transport | None = None
@@ -90,9 +96,9 @@ class Processes:
         return gathered[:, 1:].reshape(self.ranks, *vectors.shape)
 
     def begin(self, vector: Tensor, meeting: Meeting) -> None:
-        """Post the own vector ``(n,)``, on the CPU, and go on: :meth:`finish` is the next call. Errors as :meth:`merge`.
+        """Post the own vector ``(n,)``, on the CPU, and go on: :meth:`finish` is the next call.
 
-        The vector stays as it is until then.
+        The vector stays as it is until then. Errors as :meth:`merge`.
         """
         header = pack(meeting.layer, meeting.phase, 1, vector.shape[0], vector.dtype)
         self._check()
@@ -131,7 +137,7 @@ class Processes:
         """Tell the others that this rank will not come any more, and why."""
         if not self._has_left and self._process == os.getpid():
             self._has_left = True  # the first reason is the one: an exception is followed by the end of the process
-            (self._on_host or self._lookout).leave(doing, text)
+            (self._on_host or self.lookout).leave(doing, text)
 
     def _exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         self._check()
@@ -167,7 +173,7 @@ class Processes:
     def _open(self) -> HostTransport:
         if self._on_host is None:
             try:
-                self._on_host = open_transport(self._board, self._lookout, self.ranks, self._timeout)
+                self._on_host = open_transport(self._board, self.lookout, self.ranks, self._timeout)
             except BaseException as error:
                 self._break(error)
                 raise
@@ -187,6 +193,20 @@ class Processes:
                 f"process {os.getpid()} was forked from rank {self.rank} (process {self._process}) and is not a rank: "
                 "initialise torch.distributed in it, or train in the rank itself"
             )
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks are on one host, and meet in its memory. Opens the way that they meet."""
+        self._check()
+        return isinstance(self._on_host or self._open(), SharedMemory)
+
+    def connect(self, name: str) -> ProcessGroupGloo:
+        """A connection of our own between the ranks, by gloo; all call this together. Errors as :meth:`merge`."""
+        self._check()
+        if self._on_host is None:
+            self._open()
+        with self._breaking():
+            return connect(PrefixStore(name, self._board.store), self.lookout)
 
     def fail(self, error: BaseException) -> None:
         """This rank will not come to the meetings that the others expect: they are told, and later calls raise."""

@@ -1,56 +1,36 @@
-"""From a table to what the engine takes: rows split, columns prepared by the training rows alone, and a digest."""
+"""From a table to what the engine takes: rows split, columns prepared by the training rows alone, and a digest.
+
+:func:`prepare` is one process with all rows in memory; :func:`prepare_spread` gives each rank of a process group its
+own rows of the same. While ranks do so, each holds
+
+1. its columns, over all rows (its portion of a text file before), and what learning from numbers makes of them;
+2. its rows of all columns, in the types of the file, beside its columns;
+3. its rows as numbers; and the target and the weights of all rows, and which part each row is in, throughout.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from wholebatch.feedforward.data import split_rows
 from wholebatch.feedforward.sharding import shard_bounds
+from wholebatch.runs.digest import digest_rows, digest_shards, shard_digests
+from wholebatch.runs.parts import Part as Part
+from wholebatch.runs.parts import Whole
+from wholebatch.runs.planned import Plan, plan
 from wholebatch.runs.settings import Settings
 from wholebatch.sharing.messages import Group, rank_in
-from wholebatch.tables import Preprocessing, TableError, Target, drop_missing, read_table, weights
-from wholebatch.tables.agreeing import agree
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of the table, as numbers: ``x`` (N, F) float32, ``y`` as the loss takes it, ``weight`` (N,) or None."""
-
-    rows: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    weight: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def as_tuple(self) -> tuple[np.ndarray, ...]:
-        """``(x, y)`` or ``(x, y, weight)``: what ``fit`` takes as validation rows."""
-        return (self.x, self.y) if self.weight is None else (self.x, self.y, self.weight)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What every rank knows of a part's rows, its own and all others', in the order of the table.
-
-    Attributes:
-        rows: their indices in the table ``(N,)``.
-        y, weight: as in :class:`Part`.
-    """
-
-    rows: np.ndarray
-    y: np.ndarray
-    weight: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
+from wholebatch.tables import Preprocessing, TableError, Target, drop_missing, read_table
+from wholebatch.tables.agreeing import giving_up
+from wholebatch.tables.errors import require_columns
+from wholebatch.tables.joint import check_together, learn_together
+from wholebatch.tables.shared import SharedTable
+from wholebatch.tables.target import present_rows
+from wholebatch.tables.together import read_together
+from wholebatch.tables.wire import tell
 
 
 @dataclass(frozen=True)
@@ -96,19 +76,22 @@ def prepare(frame: pl.DataFrame, settings: Settings, shards: int = 1) -> Prepare
     """
     if settings.drop_missing_target:
         frame = drop_missing(frame, list(settings.target))
-    plan = _plan(frame, settings)
-    kept, aside = plan.whole["training"].rows, _aside(settings)
+    planned, aside = plan(frame, settings), _aside(settings)
     try:
-        preprocessing = Preprocessing.fit(frame[kept], aside)
+        preprocessing = Preprocessing.fit(frame[planned.whole["training"].rows], aside)
     except TableError:
-        Preprocessing.fit(
-            frame, aside
-        )  # the same fault, with the row's number in the table and not among training rows
+        # The same fault, with the row's number in the table and not among training rows.
+        Preprocessing.fit(frame, aside)
         raise
     x = preprocessing.transform(frame)
-    parts = {name: Part(rows.rows, x[rows.rows], rows.y, rows.weight) for name, rows in plan.whole.items()}
-    digest = _digest(preprocessing.feature_names, parts, shards)
-    return _prepared(plan, preprocessing, parts, frame.shape, digest)
+    parts = {name: Part(whole.rows, x[whole.rows], whole.y, whole.weight) for name, whole in planned.whole.items()}
+    names = preprocessing.feature_names
+    if shards == 1:
+        digest = digest_rows(names, parts)
+    else:
+        bounds = {name: shard_bounds(len(part), shards) for name, part in parts.items()}
+        digest = digest_shards(names, {name: shard_digests(part, bounds[name]) for name, part in parts.items()})
+    return _prepared(planned, preprocessing, parts, frame.shape, digest)
 
 
 def prepare_spread(source: str | Path, settings: Settings, shards: int, group: Group = None) -> Prepared:
@@ -129,15 +112,69 @@ def prepare_spread(source: str | Path, settings: Settings, shards: int, group: G
     rank, ranks = rank_in(group)
     if ranks == 1:
         return prepare(read_table(source), settings, shards)
-    prepared = agree(lambda: prepare(read_table(source), settings, shards), group, "the table")
-    each, parts = shards // ranks, {}
-    for name, part in (("training", prepared.training), ("validation", prepared.validation), ("test", prepared.test)):
-        if part is not None:
-            bounds = shard_bounds(len(part), shards)[rank * each : (rank + 1) * each + 1]
-            here = slice(bounds[0], bounds[-1])
-            weight = None if part.weight is None else part.weight[here]
-            parts[name] = Part(part.rows[here], part.x[here], part.y[here], weight)
-    return replace(prepared, **parts)
+    with giving_up(group):
+        shared = read_together(str(source), group)
+        known = shared.outline([*settings.target, *([settings.weights_column] if settings.weights_column else [])])
+        if settings.drop_missing_target:
+            present = present_rows(known, settings.target)
+            known, shared = known.filter(present), shared.filter(present)
+        planned = plan(known, settings)
+        preprocessing = _fit_together(shared, planned.whole["training"].rows, _aside(settings))
+        bounds = {name: shard_bounds(len(whole), shards) for name, whole in planned.whole.items()}
+        ends = {name: bounds[name][:: shards // ranks] for name in bounds}
+        rows = [
+            np.concatenate([whole.rows[ends[name][r] : ends[name][r + 1]] for name, whole in planned.whole.items()])
+            for r in range(ranks)
+        ]
+        frame = shared.deal_rows(rows, preprocessing.needed)
+        del shared
+        x = preprocessing.transform(frame)
+        parts = _cut(x, planned, {name: slice(*ends[name][rank : rank + 2]) for name in ends})
+        own = range(rank * (shards // ranks), (rank + 1) * (shards // ranks))
+        found = {name: shard_digests(part, bounds[name][own.start : own.stop + 1]) for name, part in parts.items()}
+        told = tell(found, group, "the digests of the rows")
+        digest = digest_shards(
+            preprocessing.feature_names, {name: [one for each in told for one in each[name]] for name in parts}
+        )
+    return _prepared(planned, preprocessing, parts, known.shape, digest)
+
+
+def _fit_together(shared: SharedTable, kept: np.ndarray, aside: list[str]) -> Preprocessing:
+    """The preprocessing of the training rows ``kept``, learned by all ranks; it takes all other rows, too."""
+    require_columns(aside, shared.names, "which was to be left out of the features")
+    names = [name for name in shared.names if name not in aside]
+    try:
+        own = shared.own[kept] if shared.own.width else shared.own
+        state = learn_together(own, names, len(kept), shared.group)
+    except TableError:
+        learn_together(shared.own, names, shared.height, shared.group)
+        raise
+    preprocessing = Preprocessing(state)
+    check_together(preprocessing, shared.own, shared.group)
+    return preprocessing
+
+
+def _cut(x: np.ndarray, planned: Plan, own: dict[str, slice]) -> dict[str, Part]:
+    """This rank's rows of each part, from all of its rows, one part behind the other."""
+    parts, begin = {}, 0
+    for name, whole in planned.whole.items():
+        rows = whole.rows[own[name]]
+        weight = None if whole.weight is None else whole.weight[own[name]]
+        parts[name] = Part(rows, x[begin : begin + len(rows)], whole.y[own[name]], weight)
+        begin += len(rows)
+    return parts
+
+
+def _prepared(
+    planned: Plan, preprocessing: Preprocessing, parts: dict[str, Part], shape: tuple[int, int], digest: str
+) -> Prepared:
+    held = parts.get("validation"), parts.get("test")
+    return Prepared(preprocessing, planned.target, parts["training"], *held, planned.whole, shape, digest)
+
+
+def _aside(settings: Settings) -> list[str]:
+    """Columns that are no features."""
+    return [*settings.target, *settings.ignore, *([settings.weights_column] if settings.weights_column else [])]
 
 
 def class_weights(prepared: Prepared, settings: Settings) -> tuple[float, ...] | None:
@@ -150,98 +187,3 @@ def class_weights(prepared: Prepared, settings: Settings) -> tuple[float, ...] |
         )
     counts = prepared.class_counts
     return tuple(len(prepared.whole["training"]) / (len(counts) * max(int(n), 1)) for n in counts)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is known before a column is looked at: the target, and which rows are for what."""
-
-    target: Target
-    whole: dict[str, Whole]
-
-
-def _plan(frame: pl.DataFrame, settings: Settings) -> _Plan:
-    """Looks at the columns of target and weights alone; of the others it needs the names."""
-    columns = list(settings.target)
-    target = Target.infer(frame, columns, settings.task)
-    settings.make_loss(target.task, None)
-    y = target.encode(frame)
-    weight = None if settings.weights_column is None else weights(frame, settings.weights_column)
-    rows = _split(frame.height, y if target.task == "classification" else None, settings)
-    if target.task == "regression":  # mean and standard deviation of the training rows alone
-        target = Target.infer(frame[rows["training"]], columns, "regression")
-        y = target.encode(frame)
-    return _Plan(
-        target, {name: Whole(r, y[r], None if weight is None else weight[r]) for name, r in rows.items() if len(r)}
-    )
-
-
-def _prepared(
-    plan: _Plan, preprocessing: Preprocessing, parts: dict[str, Part], shape: tuple[int, int], digest: str
-) -> Prepared:
-    held = parts.get("validation"), parts.get("test")
-    return Prepared(preprocessing, plan.target, parts["training"], *held, plan.whole, shape, digest)
-
-
-def _aside(settings: Settings) -> list[str]:
-    """Columns that are no features."""
-    return [*settings.target, *settings.ignore, *([settings.weights_column] if settings.weights_column else [])]
-
-
-def _split(rows: int, classes: np.ndarray | None, settings: Settings) -> dict[str, np.ndarray]:
-    """Row indices of each part by name, sorted; the training rows first."""
-    kept, none = np.arange(rows), np.empty(0, dtype=np.int64)
-    held = {"test": none, "validation": none}
-    for name, fraction in (("test", settings.test_fraction), ("validation", settings.validation_fraction)):
-        if fraction == 0:
-            continue
-        if len(kept) < 3:
-            raise TableError(
-                f"the table has {rows} {'row' if rows == 1 else 'rows'}, too few to set {fraction:.0%} aside for "
-                f"{name}; give more rows, or --{name}-fraction 0"
-            )
-        inner, outer = split_rows(len(kept), fraction, settings.seed, None if classes is None else classes[kept])
-        kept, held[name] = kept[inner], kept[outer]
-    return {"training": kept, "validation": held["validation"], "test": held["test"]}
-
-
-PARTS = ("training", "validation", "test")
-
-
-def _digest(names: Iterable[str], parts: dict[str, Part], shards: int) -> str:
-    """SHA-256 over everything the result depends on: names, row numbers, inputs, targets and weights of each part."""
-    if shards > 1:
-        return _join_digests(
-            names, {name: _shard_digests(part, shard_bounds(len(part), shards)) for name, part in parts.items()}
-        )
-    total = hashlib.sha256(repr(list(names)).encode())
-    for name in PARTS:
-        if name in parts:
-            _add(total, parts[name], slice(None))
-        total.update(b"|")
-    return total.hexdigest()
-
-
-def _shard_digests(part: Part, bounds: np.ndarray) -> list[bytes]:
-    """One for each shard of the part's rows, which begin and end at ``bounds``."""
-    found = []
-    for begin, end in pairwise(bounds - bounds[0]):
-        total = hashlib.sha256()
-        _add(total, part, slice(begin, end))
-        found.append(total.digest())
-    return found
-
-
-def _join_digests(names: Iterable[str], shards: dict[str, list[bytes]]) -> str:
-    """From all shards of each part, in order."""
-    total = hashlib.sha256(repr(list(names)).encode())
-    for name in PARTS:
-        total.update(b"".join(shards.get(name, [])) + b"|")
-    return total.hexdigest()
-
-
-def _add(total: hashlib._Hash, part: Part, rows: slice) -> None:
-    for values in (part.rows, part.x, part.y, part.weight):
-        taken = None if values is None else values[rows]
-        total.update(b"-" if taken is None else repr((taken.shape, str(taken.dtype))).encode())
-        total.update(b"" if taken is None else np.ascontiguousarray(taken).tobytes())

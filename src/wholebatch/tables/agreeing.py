@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from wholebatch.sharing.messages import Group, gather_bytes, give_up
+from wholebatch.sharing import MeetingError
+from wholebatch.sharing.messages import Group, give_up, rank_in
 from wholebatch.tables.errors import TableError
+from wholebatch.tables.wire import tell, tell_first
 
 Result = TypeVar("Result")
 
 
+@contextmanager
+def giving_up(group: Group) -> Iterator[None]:
+    """Whatever this rank raises in here, unless all raise it, the others are told, and do not wait for it."""
+    try:
+        yield
+    except (TableError, MeetingError):
+        raise
+    except BaseException as error:
+        give_up(error, group)
+        raise
+
+
 def agree(work: Callable[[], Result], group: Group, what: str) -> Result:
-    """What ``work`` gives, once all ranks have done theirs.
+    """What ``work`` gives, once all ranks have done theirs. Inside of :func:`giving_up`.
 
     Args:
         work: by this rank alone: it waits for no other.
@@ -28,16 +42,22 @@ def agree(work: Callable[[], Result], group: Group, what: str) -> Result:
         result = work()
     except TableError as error:
         said = str(error)
-    except BaseException as error:
-        give_up(error, group)
-        raise
-    raise_first([json.loads(each) for each in gather_bytes(json.dumps(said).encode(), group, what)])
+    told = tell(said, group, what)
+    first = next((rank for rank, sentence in enumerate(told) if sentence is not None), None)
+    if first is not None:
+        alike = all(sentence == told[0] for sentence in told)
+        raise TableError(told[first] if alike else f"rank {first}: {told[first]}")
     return result  # type: ignore[return-value]
 
 
-def raise_first(said: list[str | None]) -> None:
-    """Raise what one of the ranks says is wrong, in rank order; None: it found nothing."""
-    first = next((rank for rank, sentence in enumerate(said) if sentence is not None), None)
-    if first is not None:
-        alike = all(sentence == said[0] for sentence in said)
-        raise TableError(f"{said[first]}" if alike else f"rank {first}: {said[first]}")
+def agree_first(work: Callable[[], Result], group: Group, what: str) -> Result | None:
+    """What ``work`` gives on the first rank, the only one that does it; None on the others. Errors as :func:`agree`."""
+    result, said = None, None
+    if rank_in(group)[0] == 0:
+        try:
+            result = work()
+        except TableError as error:
+            said = str(error)
+    if (told := tell_first(said, group, what)) is not None:
+        raise TableError(told)
+    return result

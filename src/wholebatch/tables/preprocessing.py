@@ -82,6 +82,11 @@ class Preprocessing:
         return cls(learn(frame.drop(list(exclude))))
 
     @property
+    def needed(self) -> list[str]:
+        """The columns that :meth:`transform` takes, in the order of the training table."""
+        return [c.name for c in self._state.columns if c.dropped is None]
+
+    @property
     def text_columns(self) -> list[str]:
         """Columns to read as text (``read_table(..., text=...)``), so that ``007`` stays the category it was."""
         return [c.name for c in self._state.columns if c.kind == "category" and c.dropped is None]
@@ -93,8 +98,7 @@ class Preprocessing:
             TableError: columns that are missing (all are named); text where a number or a date was, an infinite value
                 (column, row, value).
         """
-        needed = [c.name for c in self._state.columns if c.dropped is None]
-        require_columns(needed, frame.columns, "which the model was trained on")
+        require_columns(self.needed, frame.columns, "which the model was trained on")
         out = np.empty((frame.height, len(self.feature_names)), dtype=np.float32)
         if frame.height == 0:
             return out
@@ -110,6 +114,13 @@ class Preprocessing:
             end += block.shape[1]
         return out
 
+    def check_column(self, series: pl.Series) -> pl.Series:
+        """A column of the training table as numbers, moments or text; errors as :meth:`transform`."""
+        column = next(column for column in self._state.columns if column.name == series.name)
+        if column.kind == "date":
+            return as_moments(series, column.layout)
+        return as_text(series) if column.kind == "category" else as_numbers(series)
+
     def _raw_numbers(self, frame: pl.DataFrame) -> np.ndarray:
         """``(N, K)`` float64 with NaN where missing."""
         columns = {c.name: c for c in self._state.columns}
@@ -118,10 +129,8 @@ class Preprocessing:
             parts.setdefault(number.column, []).extend([] if number.part is None else [number.part])
         blocks: list[pl.Series] = []
         for name, wanted in parts.items():
-            if columns[name].kind == "date":
-                blocks.extend(date_parts(as_moments(frame[name], columns[name].layout), wanted))
-            else:
-                blocks.append(as_numbers(frame[name]))
+            values = self.check_column(frame[name])
+            blocks.extend(date_parts(values, wanted) if columns[name].kind == "date" else [values])
         return np.column_stack([block.to_numpy() for block in blocks])
 
     def to_dict(self) -> dict[str, Any]:

@@ -164,7 +164,13 @@ def drop_missing(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     Raises:
         TableError: no such column.
     """
+    return frame.filter(present_rows(frame, columns))
+
+
+def present_rows(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """Boolean: the rows that :func:`drop_missing` keeps; errors as there."""
     require_columns(columns, frame.columns, "which was to be the target")
+    present = pl.repeat(True, frame.height, eager=True)
     for name in columns:
-        frame = frame.filter(~missing_rows(frame[name]))
-    return frame
+        present &= ~missing_rows(frame[name])
+    return present

@@ -1,0 +1,45 @@
+"""What ranks tell each other of a table: plain values as JSON, columns in Arrow's format; nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from wholebatch.sharing.messages import Group, broadcast_bytes, exchange_bytes, gather_bytes
+
+
+def tell(value: Any, group: Group, what: str) -> list[Any]:
+    """What every rank says, in rank order."""
+    return [json.loads(said) for said in gather_bytes(json.dumps(value).encode(), group, what)]
+
+
+def tell_first(value: Any, group: Group, what: str) -> Any:
+    """What the first rank says."""
+    return json.loads(broadcast_bytes(json.dumps(value).encode(), group, what))
+
+
+def exchange_frames(frames: Sequence[pl.DataFrame | None], group: Group, what: str) -> list[pl.DataFrame]:
+    """``frames[r]`` goes to rank r; returns what ranks had for this one, in rank order, but for those with nothing."""
+    received = exchange_bytes([_pack(frame) for frame in frames], group, what)
+    return [_unpack(content) for content in received if content]
+
+
+def broadcast_frame(frame: pl.DataFrame | None, group: Group, what: str, source: int) -> pl.DataFrame:
+    """What rank ``source`` has, on every rank."""
+    return _unpack(broadcast_bytes(_pack(frame), group, what, source))
+
+
+def _pack(frame: pl.DataFrame | None) -> bytes:
+    if frame is None or frame.width == 0:
+        return b""
+    content = io.BytesIO()
+    frame.write_ipc(content)
+    return content.getvalue()
+
+
+def _unpack(content: bytes) -> pl.DataFrame:
+    return pl.read_ipc(io.BytesIO(content)) if content else pl.DataFrame()

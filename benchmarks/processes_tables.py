@@ -30,9 +30,10 @@ Times are microseconds per step, medians over interleaved rounds; of ranks the s
 threads as there are ranks. 'ranks': one thread each; batch norm is over what stands beside it. 'ddp':
 DistributedDataParallel over gloo with a batch norm over all ranks written by hand (one all_gather forward, one
 all_reduce backward), in the fastest of the variants named below its table; it gets mini-batches that lie ready, the
-others gather shuffled rows of a table. 'exchange': the part of a step in which a rank hands over and takes what the
-others brought, once all of them are there; 'wait': the part in which it waits for the last one to come. Both are means
-over ranks, of steps by themselves after the rounds; 'idle' is their sum, which is all that DDP tells."""
+others gather shuffled rows of a table. 'wait': the part of a step in which a rank stands until what the others tell
+is there. 'exchange': the part in which it tells them, and merges what they told; adding up the shards' weight gradients
+is not in it. Means over ranks, medians over bursts by themselves after the rounds; 'idle' is their sum, which is all
+that DDP tells: the time in its collectives that is not hidden behind compute."""
 
 
 class Spread(Contender):
@@ -107,7 +108,7 @@ def ratios(timings: Timings, shape: str, ranks: int) -> list[Ratio]:
         told = timings.told[whole]
         bar = EXCHANGE_BARS.get(shape) if barred else None
         low, high = told["exchange_range"]
-        found.append(Ratio("exchange / step (and least and most of the ranks)", told["exchange"], low, high, bar))
+        found.append(Ratio("exchange / step", told["exchange"], low, high, bar))
     if ddp is not None and base is not None:
         found.append(Ratio(f"ddp / ranks ({HOWS[base.norm]})", *timings.ratio(ddp, base)))
     for how in (AT_ONCE, "group", "none", "late"):

@@ -33,24 +33,25 @@ TINY = SpreadProblem(16, (4, 8, 6, 3), "batch", "sgd", 2)
 State = dict[str, torch.Tensor]
 
 
-def train_peer(rank: int, kind: str) -> tuple[State, float, dict[str, float]]:
-    """The peer's net after its steps in float64, the seconds that it told, and its shares."""
+def train_peers(rank: int) -> list[tuple[State, float, dict[str, float]]]:
+    """Of each variant of the peer: the net after its steps in float64, the seconds that it told, and its shares."""
     start = eager.make_net(TINY)
     torch.set_default_dtype(torch.float64)
     torch.compiler.set_stance("force_eager")  # the formulas are looked at, not the compiler
     batches = [(x.double(), y) for x, y in distributed.make_batches(TINY)[:STEPS]]
-    pieces = Kernels() if kind == "kernels" else Compiled()
-    loop = distributed.Loop(TINY, batches, pieces, dist.new_group(), "buckets of 1 MB, static graph")
-    with torch.no_grad():
-        for value, given in zip(loop.net.parameters(), start.parameters(), strict=True):
-            value.copy_(given)
-    seconds = loop.run(STEPS)
-    state = {name: value.clone() for name, value in loop.net.state_dict().items()}
-    return state, seconds, loop.measure()
+    found = []
+    for pieces, way in ((Kernels(), "one bucket"), (Compiled(), "buckets of 1 MB, static graph")):
+        loop = distributed.Loop(TINY, batches, pieces, dist.new_group(), way)
+        with torch.no_grad():
+            for value, given in zip(loop.net.parameters(), start.parameters(), strict=True):
+                value.copy_(given)
+        seconds = loop.run(STEPS)
+        state = {name: value.clone() for name, value in loop.net.state_dict().items()}
+        found.append((state, seconds, loop.measure()))
+    return found
 
 
-@pytest.mark.parametrize("kind", ["kernels", "compiled"])
-def test_the_peer_is_exact_batch_norm_over_all_ranks(kind: str):
+def test_the_peer_is_exact_batch_norm_over_all_ranks():
     whole = Problem(TINY.batch, TINY.sizes, TINY.norm, TINY.optimizer, 1)
     net = eager.make_net(whole).double()
     start = [value.clone() for value in net.parameters()]
@@ -61,16 +62,16 @@ def test_the_peer_is_exact_batch_norm_over_all_ranks(kind: str):
         optimizer.step()
     expected = [*net.parameters(), *(value for name, value in net.named_buffers() if "running" in name)]
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(net.parameters(), start, strict=True))
-    outcomes = run_ranks(train_peer, 2, kind)
-    (state, seconds, told), (other, other_seconds, other_told) = (outcome.value for outcome in outcomes)
-    assert (seconds, told) == (other_seconds, other_told)  # every rank is told the same
-    assert 0 < told["idle"] < 1
-    assert all(torch.equal(value, other[name]) for name, value in state.items())
-    found = [value for name, value in state.items() if "running" not in name]
-    found += [value for name, value in state.items() if "running" in name]
-    # The same sums of at most 16 terms in another order: some tens of roundings of 1.1e-16 a step, and ten steps.
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(found, expected, strict=True))
     assert moved > 1e-3
+    first, second = (outcome.value for outcome in run_ranks(train_peers, 2))
+    for (state, seconds, told), (other, other_seconds, other_told) in zip(first, second, strict=True):
+        assert (seconds, told) == (other_seconds, other_told)  # every rank is told the same
+        assert 0 < told["idle"] < 1
+        assert all(torch.equal(value, other[name]) for name, value in state.items())
+        found = [value for name, value in state.items() if "running" not in name]
+        found += [value for name, value in state.items() if "running" in name]
+        # The same sums of at most 16 terms in another order: some tens of roundings of 1.1e-16 a step, and ten steps.
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(found, expected, strict=True))
 
 
 def contender(system: str, how: str = "", ranks: int = 2, shape: str = "D") -> Spread:
@@ -169,9 +170,8 @@ def test_a_run_writes_rows_and_tables(tmp_path: Path, monkeypatch: pytest.Monkey
         assert all(math.isfinite(t) and t > 0 for t in times)
         assert times == sorted(times)
         if row["system"] == RANKS:
-            assert row["idle"] == pytest.approx(row["wait"] + row["exchange"])
-            assert 0 <= row["wait"] < 1
-            assert 0 < row["exchange"] < 1
+            assert 0 <= row["wait"] <= row["idle"] < 1
+            assert 0 < row["exchange"] <= row["idle"]
     shown, text = capsys.readouterr().out, markdown.read_text()
     for words in ("A: 64 x [20, 20, 20, 20, 10], 2 ranks", "ranks / one process", "a step late / all ranks"):
         assert words in shown

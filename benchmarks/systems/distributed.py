@@ -7,6 +7,7 @@ from functools import partial
 from itertools import cycle, islice, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -31,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "buckets of 1 MB": {"bucket_cap_mb": 1},
     "buckets of 1 MB, static graph": {"bucket_cap_mb": 1, "static_graph": True},
 }
-MEASURED = 5  # steps of which the times in collectives are taken
+MEASURED = 20  # steps of which the times in collectives are taken
 
 
 def make(problem: Problem) -> Trainer:
@@ -92,21 +93,20 @@ class Loop(Together):
         return Loop(self.problem, self._rows, self.pieces, self.group, way)
 
     def measure(self) -> dict[str, float]:
-        """The share of a step that a rank spends in collectives, waiting for others included; the mean of all ranks."""
+        """The share of a step that ranks spend in collectives, waiting for others included: the mean over ranks, and
+        the median over steps."""
         norms = [module for module in self.net if isinstance(module, JointNorm)]
-        inside = 0.0
-        for norm in norms:
-            norm.seconds = 0.0
         self.ddp._set_ddp_runtime_logging_sample_rate(1)
-        seconds = 0.0
+        shares = []
         for _ in range(MEASURED):
-            seconds += self.run(1)
+            for norm in norms:
+                norm.seconds = 0.0
+            seconds = self.run(1)
             told = self.ddp._get_ddp_logging_data()
-            inside += (told["backward_comm_time"] - told["backward_compute_comm_overlap_time"]) / 1e9
+            shown = (told["backward_comm_time"] - told["backward_compute_comm_overlap_time"]) / 1e9
+            shares.append((shown + sum(norm.seconds for norm in norms)) / seconds)
         self.ddp._set_ddp_runtime_logging_sample_rate(100)  # the usual one
-        inside += sum(norm.seconds for norm in norms)
-        each = of_each([inside / seconds])
-        return {"idle": sum(share for (share,) in each) / len(each)}
+        return {"idle": float(np.median(np.mean(of_each(shares), axis=0)))}
 
     def _take(self, batches: list[Batch]) -> None:
         for x, y in batches:

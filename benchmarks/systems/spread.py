@@ -7,22 +7,23 @@ engine and back, once in an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.problem import SpreadProblem as Problem
 from benchmarks.systems import LeftOut, ours
-from benchmarks.systems.group import Together, join
+from benchmarks.systems.group import Together, join, of_each
 from wholebatch.feedforward import data
-from wholebatch.feedforward.engines import make_engine
+from wholebatch.feedforward.native import NativeEngine
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.sharding import Deal, shard_bounds
 from wholebatch.feedforward.spread import Spread
 
 __all__ = ["Problem", "load", "make"]
 
-MEASURED = 10  # steps of which the shares of wait and exchange are taken
+BURSTS, MEASURED = 7, 10  # bursts of so many steps, of which the shares of wait and exchange are taken
 
 
 def load() -> str:
@@ -30,6 +31,15 @@ def load() -> str:
     version = ours.load()
     join()
     return version
+
+
+class Clocked(NativeEngine):
+    """An engine that tells of its last epoch how long it told the other ranks something, and waited for them."""
+
+    def told(self) -> tuple[float, float]:
+        """Seconds of exchange, and of waiting."""
+        (network,) = self._networks.values()
+        return network.exchanged(), network.awaited()
 
 
 class Ranked(Together):
@@ -41,13 +51,23 @@ class Ranked(Together):
         spread = Spread(sync=problem.sync, group_size=group_size, overlap=problem.overlap)  # type: ignore[arg-type]
         self.peers = Peers(spread, "world")
         model, optimizer = ours.make_net(problem)
-        self.engine = make_engine(model, ours.LOSS, optimizer, n_threads=1, engine="native", peers=self.peers)
+        self.engine = Clocked(model, ours.LOSS, optimizer, n_threads=1, split="example", peers=self.peers)
         x, y = problem.table()
         bounds, own = shard_bounds(len(x), self.peers.shards), self.peers.own
         rows = slice(bounds[own.start], bounds[own.stop])
         self.data = data.prepare(x[rows], y[rows], None, model.architecture, ours.LOSS, torch.float32)
         self.deal = Deal.of(np.diff(bounds).tolist(), own, np.arange(0, len(x) + 1, problem.batch))
         self.problem, self.epoch = problem, 0
+
+    def measure(self) -> dict[str, Any]:
+        """Shares of a step: waiting and exchange, means over ranks and medians over bursts; p20 and p80 of exchange."""
+        found = []
+        for _ in range(BURSTS):
+            seconds = self.run(MEASURED)
+            found.append(np.mean(of_each([*self.engine.told()]), axis=0) / seconds)
+        (exchange, wait), idle = np.median(found, axis=0), np.median(np.sum(found, axis=1))
+        spread = np.quantile([share for share, _ in found], [0.2, 0.8]).tolist()
+        return {"wait": float(wait), "exchange": float(exchange), "idle": float(idle), "exchange_range": spread}
 
     def _prepare(self, steps: int) -> Callable[[], None]:
         passes = -(-steps // self.deal.steps)

@@ -20,8 +20,10 @@ from tables_for_runs import QUICK, small_frame, write_small
 from wholebatch.commands import main
 from wholebatch.commands import train as train_command
 from wholebatch.feedforward import settings as choices
+from wholebatch.feedforward.spread import Sync
 from wholebatch.feedforward.training import Schedule
 from wholebatch.runs import Recording, Settings, session
+from wholebatch.runs.ranks import Ranks
 from wholebatch.runs.settings import Task
 
 
@@ -55,7 +57,7 @@ def test_help_does_not_import_torch():
 def test_options_are_the_settings():
     """Each setting is an option with the same default and the same choices, and each option a setting."""
     options = {p.name: p for p in train_command.train.params}
-    beside = {"out", "resume", "tensorboard", "quiet"}
+    beside = {"out", "resume", "tensorboard", "quiet", "processes", "timeout"}
     assert options.keys() - beside == Settings.model_fields.keys()
     defaults = train_command.train.make_context("train", ["table", "--target", "column"]).params
     for name, field in Settings.model_fields.items():
@@ -68,6 +70,7 @@ def test_options_are_the_settings():
         "activation": choices.Activation,
         "optimizer": choices.OptimizerKind,
         "schedule": Schedule,
+        "sync": Sync,
         "split": choices.Split,
     }
     for name, literal in literals.items():
@@ -93,8 +96,8 @@ def test_the_last_lines_are_for_scripts(capsys: pytest.CaptureFixture[str], tmp_
     assert len(lines) == 11
     assert "\x1b" not in err
     assert {file.name for file in Path("run").iterdir()} == {
-        *("config.json", "checkpoint.safetensors", "metrics.jsonl", "model.safetensors", "model.json"),
-        *("report.json", "report.html"),
+        *("config.json", "checkpoint.safetensors", "checkpoint.previous.safetensors", "metrics.jsonl"),
+        *("model.safetensors", "model.json", "report.json", "report.html"),
     }
 
 
@@ -173,7 +176,7 @@ def test_weights_ignored_columns_and_missing_targets(capsys: pytest.CaptureFixtu
     assert sum(score.rows for score in recording.scores) == 73
     assert [column.name for column in recording.columns] == ["a", "b", "color", "day", "red"]
     recorded = Settings.model_validate(json.loads(Path("run/config.json").read_text())["settings"])
-    prepared, _, loss = session._build(recorded)
+    prepared, _, _, loss = session._build(recorded, Ranks())
     assert prepared.training.weight is not None
     assert set(prepared.training.weight) == {1.0, 2.0, 3.0}
     counts = np.bincount(prepared.training.y)
@@ -185,7 +188,7 @@ def test_nothing_of_the_rows_held_out_reaches_the_preparation(tmp_path: Path):
     frame = small_frame().select("a", "b", "color", "value")
     frame.write_csv("table.csv")
     settings = Settings(table="table.csv", target=("value",), test_fraction=0.2)
-    first = session._build(settings)[0]
+    first = session._build(settings, Ranks())[0]
     assert first.test is not None
     assert first.validation is not None
     held = np.isin(np.arange(80), [*first.test.rows, *first.validation.rows])
@@ -194,7 +197,7 @@ def test_nothing_of_the_rows_held_out_reaches_the_preparation(tmp_path: Path):
         for name in ("a", "b", "value")
     )
     changed.write_csv("table.csv")
-    second = session._build(settings)[0]
+    second = session._build(settings, Ranks())[0]
     assert second.preprocessing.to_dict() == first.preprocessing.to_dict()
     assert second.target.to_dict() == first.target.to_dict()
     assert (second.training.x == first.training.x).all()

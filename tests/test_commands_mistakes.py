@@ -320,7 +320,7 @@ def test_files_that_may_not_grow(tmp_path: Path, limit: int):
     if out.exists():
         assert "3 of 3 epochs are kept" in said.err
         assert f"wholebatch train --resume {out}" in said.err
-        names = {"config.json", "metrics.jsonl", "checkpoint.safetensors"}
+        names = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "checkpoint.previous.safetensors"}
         assert {file.name for file in out.iterdir()} == {*names, "model.safetensors", "model.json", "report.json"}
         runs.resume(out).train()
         assert (out / "report.html").stat().st_size > limit

@@ -12,10 +12,14 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """Write a new ``path`` whole: into a hidden file beside it, to the disk, then renamed over the old one.
 
     A path that is there and no regular file (a pipe, ``/dev/stdout``) is written to as it is: it has no half.
+
+    Args:
+        keep: the name in the same folder that the old file gets. The old one has it before the new one takes its place,
+            so at no moment is there neither.
 
     Raises:
         OSError: with ``path`` as its file name, also where the system named none (a full disk); nothing is left behind.
@@ -33,6 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                _rename(path, keep)
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -42,9 +48,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str, keep: Path | None = None) -> None:
     """``content`` as the whole of ``path``; see :func:`replacing`."""
-    with replacing(path) as file:
+    with replacing(path, keep) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -86,6 +92,19 @@ def remove_parts(folder: Path) -> None:
 def sha256(content: bytes) -> str:
     """The SHA-256 of ``content`` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _rename(path: Path, keep: Path) -> None:
+    """Give ``path`` the name ``keep`` too; where a file system has no second names, in place of its own."""
+    second = keep.with_name(f".{keep.name}.{os.getpid()}.part")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+    except OSError:
+        os.replace(path, keep)
+    else:
+        os.replace(second, keep)
+        second.unlink(missing_ok=True)  # it stays where both were names of one file already
 
 
 def _sync_folder(folder: Path) -> None:

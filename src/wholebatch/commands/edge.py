@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "timeline": "Show one step of the engine, thread by thread: who waits for whom.",
     "profile": "Measure what normalisation layers take of your own training step.",
     "plan": "Predict steps and waits with more workers, and check the predictions.",
+    "sync": "Measure whose rows batch norm should be over, where ranks train one net.",
     "report": "Make a report again: of a run, or of what was measured.",
 }
 
@@ -64,6 +65,14 @@ def cli() -> None:
     """Batch-normalised feed-forward nets on your own table: the mini-batch split over threads and yet whole."""
 
 
+class Ended(click.ClickException):
+    """The end of a command, with an exit code of its own."""
+
+    def __init__(self, sentence: str, code: int = 1) -> None:
+        super().__init__(sentence)
+        self.exit_code = code  # type: ignore[misc]
+
+
 class Interrupted(click.ClickException):
     """Ctrl-C, with what was kept."""
 
@@ -72,7 +81,7 @@ class Interrupted(click.ClickException):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a mistake ends in one sentence on stderr and an exit code, not in a traceback."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         code = cli.main(arguments, prog_name="wholebatch", standalone_mode=False)
     except (click.ClickException, click.Abort, KeyboardInterrupt, ValueError, OSError) as error:
@@ -115,6 +124,6 @@ def _say(sentence: str) -> None:
     click.echo("wholebatch: " + " ".join(sentence.split()), err=True)
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as a note, without the place in the source."""
     click.echo("note: " + " ".join(str(message).split()), err=True)

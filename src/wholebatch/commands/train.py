@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from wholebatch.commands.edge import Interrupted, explain
+from wholebatch.commands import rank
+from wholebatch.commands.asked import Asked
 from wholebatch.commands.folders import name_new
 from wholebatch.commands.options import Sizes
-
-if TYPE_CHECKING:
-    from wholebatch.runs import Recording, Session, Settings
 
 # The same names as in wholebatch.feedforward.settings, which is not imported for `--help`; a test compares them.
 TASKS = ("auto", "classification", "regression", "multilabel")
@@ -23,6 +22,7 @@ NORMS = ("batch", "layer", "rms", "none")
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "identity")
 LOSSES = ("auto", "cross_entropy", "mse", "huber", "bce")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+SYNCS = ("all", "group", "none", "late")
 SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "exponential")
 
 AT_LEAST_1 = click.IntRange(min=1)
@@ -86,13 +86,39 @@ FRACTION = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--engine", type=click.Choice(("auto", "native", "reference")), default="auto", help="What does the arithmetic."
 )
+@click.option("--processes", type=AT_LEAST_1, metavar="N", help="Share every mini-batch among so many.  [default: 1]")
+@click.option(
+    "--shards",
+    type=AT_LEAST_1,
+    metavar="N",
+    help="Parts of a mini-batch; the result depends on them, not on processes.  [default: as many as processes]",
+)
+@click.option(
+    "--sync", type=click.Choice(SYNCS), default="all", help="Whose rows batch norm's statistics are of, in training."
+)
+@click.option("--group-size", type=AT_LEAST_1, metavar="N", help="Processes of a group.  [default: those of a host]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    default=300.0,
+    help="How long a process waits for another.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/TABLE-DATE]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events, too.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
 def train(
-    ctx: click.Context, /, out: Path | None, resume: Path | None, tensorboard: bool, quiet: bool, **options: Any
+    ctx: click.Context,
+    /,
+    out: Path | None,
+    resume: Path | None,
+    tensorboard: bool,
+    quiet: bool,
+    processes: int | None,
+    timeout: float,
+    **options: Any,
 ) -> None:
     """Train a net on TABLE: a CSV or Parquet file, or digits, iris, wine, breast_cancer or diabetes.
 
@@ -100,85 +126,47 @@ def train(
     folder gets the model, the settings, metrics of each epoch and report.html.
 
     With --resume, a run that was stopped goes on from its last epoch; TABLE and all settings are remembered.
-    """
-    from wholebatch import runs
 
-    if resume is not None:
-        if out is not None:
-            raise click.UsageError("--out and --resume exclude each other: a resumed run stays in its folder")
-        given = {name: value for name, value in options.items() if _is_given(ctx, name)}
-        session = runs.resume(resume, lambda recorded: _change(recorded, given), tensorboard=tensorboard)
-    else:
+    With --processes N, as under torchrun, every mini-batch is shared by N processes. If one fails, all start again from
+    the last epoch.
+    """
+    started = rank.is_rank()
+    if started and processes not in (None, rank.ranks_here()):
+        raise click.UsageError(
+            f"--processes is {processes}, but torchrun started {rank.ranks_here()}; leave --processes out"
+        )
+    if resume is not None and out is not None:
+        raise click.UsageError("--out and --resume exclude each other: a resumed run stays in its folder")
+    if resume is None:
         if options["table"] is None:
             raise click.UsageError("no table was named: wholebatch train TABLE --target COLUMN")
         if not options["target"]:
             raise click.UsageError("no target column was named: --target COLUMN")
         if options["validation_fraction"] == 0 and not _is_given(ctx, "patience"):
             options["patience"] = 0
-        settings = _change(runs.Settings(table=options["table"], target=options["target"]), options)
-        command = shlex.join(["wholebatch", *sys.argv[1:]])
-        session = runs.begin(
-            settings,
-            out or name_new("runs", Path(settings.table).name.split(".")[0]),
-            tensorboard=tensorboard,
-            command=command,
-        )
-    recording = _run(session, quiet)
-    _tell_result(session, recording, quiet)
+        if started and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            raise click.UsageError("torchrun may start this again, and it must find its run then: name it with --out")
+    asked = Asked(
+        options,
+        frozenset(name for name in options if _is_given(ctx, name)),
+        resume or out or name_new("runs", Path(options["table"]).name.split(".")[0]),
+        resume is not None,
+        tensorboard,
+        quiet,
+        shlex.join(["wholebatch", *sys.argv[1:]]),
+        timeout,
+    )
+    if started:
+        rank.run_as_rank(asked)
+    elif (processes or 1) > 1:
+        from wholebatch.commands.launching import launch
 
+        launch(asked, processes or 1)
+    else:
+        from wholebatch.runs.ranks import Ranks
 
-def _change(settings: Settings, given: dict[str, Any]) -> Settings:
-    """``settings`` with these options in place of its own, checked."""
-    if given.get("patience") == 0:
-        given = given | {"patience": None}
-    return type(settings).model_validate(settings.model_dump() | {n: v for n, v in given.items() if n != "table" or v})
+        asked.do(Ranks())
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
-
-
-def _run(session: Session, quiet: bool) -> Recording:
-    """Train with a progress bar; Ctrl-C and errors say what was kept."""
-    from wholebatch.commands.progress import Display
-
-    display = Display(session, quiet)
-    try:
-        with display:
-            return session.train(display.progress, display.epoch)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted: {_kept(session)}") from None
-    except OSError as error:
-        raise click.ClickException(f"{explain(error)}; {_kept(session)}") from error
-    except ValueError as error:
-        done = session.run.epochs_kept
-        kept = f"; epochs 1 to {done} are kept in {session.run.path}" if done else ""
-        raise click.ClickException(f"{error}{kept}") from error
-
-
-def _kept(session: Session) -> str:
-    """What stands in the run folder, and how to go on."""
-    run, done = session.run.path, session.run.epochs_kept
-    if done == 0:
-        return "no epoch was finished, nothing was kept"
-    return (
-        f"{done} of {session.settings.epochs} epochs are kept in {run}, "
-        f"go on with: wholebatch train --resume {shlex.quote(str(run))}"
-    )
-
-
-def _tell_result(session: Session, recording: Recording, quiet: bool) -> None:
-    """The table of scores, then the two lines that scripts read."""
-    from wholebatch.commands.progress import show_scores
-
-    if not quiet:
-        if recording.stopped_early:
-            patience = session.settings.patience
-            click.echo(f"stopped early: {patience} epochs without a lower validation loss", err=True)
-        if recording.best_epoch is not None:
-            click.echo(f"kept: epoch {recording.best_epoch}, with the lowest validation loss", err=True)
-        show_scores(recording)
-    shown = recording.headline
-    value = "-" if shown.score is None else f"{shown.score:.4f}"
-    click.echo(f"{shown.part} {recording.score_name} {value}")
-    click.echo(f"report {session.run.report}")

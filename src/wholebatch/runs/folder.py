@@ -4,6 +4,7 @@
 
     config.json              the settings, the table's digest, versions; written first
     checkpoint.safetensors   all a killed run goes on from; replaced after each epoch
+    checkpoint.previous.safetensors   the one before, in case that one is spoiled
     metrics.jsonl            a line per epoch
     tensorboard/             event files, on request
     model.safetensors, model.json   the trained model; written last
@@ -20,19 +21,22 @@ from pydantic import BaseModel, ConfigDict
 
 from wholebatch.described import read_described
 from wholebatch.files import remove_parts, write_json
-from wholebatch.runs.checkpoint import FILE as CHECKPOINT
-from wholebatch.runs.checkpoint import epochs_kept
+from wholebatch.runs.checkpoint import epochs_kept, has_checkpoint
 from wholebatch.runs.model import DESCRIPTION, NET, Model
 from wholebatch.runs.prepared import Prepared
 from wholebatch.runs.settings import Settings
 
-FORMAT, VERSION = "wholebatch run", 1
+FORMAT, VERSION = "wholebatch run", 2
 CONFIG, METRICS, EVENTS = "config.json", "metrics.jsonl", "tensorboard"
 RECORDING, REPORT = "report.json", "report.html"
 
 
 class Config(BaseModel):
-    """``config.json``."""
+    """``config.json``.
+
+    ``launch`` is which launch began the run (see :class:`wholebatch.runs.ranks.Ranks`), ``processes`` how many there
+    were.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,6 +51,8 @@ class Config(BaseModel):
     instruction_set: str
     started: str
     command: str
+    launch: str = ""
+    processes: int = 1
 
     def check_data(self, prepared: Prepared, run: Path) -> None:
         """Raise ValueError, saying what differs, where a resumed run would not see the table it was started on."""
@@ -90,7 +96,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        return (self.path / CHECKPOINT).exists()
+        return has_checkpoint(self.path)
 
     @property
     def epochs_kept(self) -> int:

@@ -24,7 +24,8 @@ from wholebatch.files import write
 from wholebatch.runs.evaluation import Evaluation, evaluate
 from wholebatch.runs.folder import Config
 from wholebatch.runs.model import Model
-from wholebatch.runs.prepared import Part, Prepared
+from wholebatch.runs.predicted import Predicted
+from wholebatch.runs.prepared import Prepared
 
 FORMAT, VERSION = "wholebatch recording", 1
 SCORES = {"classification": "accuracy", "regression": "R2", "multilabel": "exact match"}
@@ -108,15 +109,14 @@ class Recording(BaseModel):
         return read_described(path, cls, FORMAT, VERSION)
 
 
-def record(config: Config, prepared: Prepared, model: Model, loss: Loss, history: History) -> Recording:
-    """Everything there is to say about a finished run."""
-    named: list[tuple[PartName, Part | None]] = [
-        ("training", prepared.training),
-        ("validation", prepared.validation),
-        ("test", prepared.test),
-    ]
-    parts = {name: part for name, part in named if part is not None}
-    outputs = {name: model.outputs(part.x) for name, part in parts.items()}
+def record(
+    config: Config, prepared: Prepared, model: Model, loss: Loss, history: History, parts: dict[PartName, Predicted]
+) -> Recording:
+    """Everything there is to say about a finished run.
+
+    Args:
+        parts: what the finished net predicts for all rows, training first, test last.
+    """
     shown: PartName = list(parts)[-1]
     target, preprocessing, settings = prepared.target, prepared.preprocessing, config.settings
     return Recording(
@@ -126,13 +126,13 @@ def record(config: Config, prepared: Prepared, model: Model, loss: Loss, history
         task=target.task,
         classes=len(target.classes),
         score_name=SCORES[target.task],
-        scores=[_score(name, part, outputs[name], loss) for name, part in parts.items()],
+        scores=[_score(name, part, loss) for name, part in parts.items()],
         history=[_finite(row) for row in thin(history.epochs)],
         epochs=len(history.epochs),
         best_epoch=history.best_epoch,
         stopped_early=history.stopped_early,
         shown=shown,
-        evaluation=evaluate(target, outputs[shown], parts[shown].y),
+        evaluation=evaluate(target, parts[shown].outputs, parts[shown].y),
         layers=describe_layers(model.net, preprocessing.feature_names),
         columns=[
             ColumnRecord(name=c.name, kind=c.kind, features=len(c.features), became=c.became)
@@ -171,13 +171,13 @@ def describe_layers(net: FeedForward, features: list[str]) -> list[LayerRecord]:
     return layers
 
 
-def _score(name: PartName, part: Part, outputs: np.ndarray, loss: Loss) -> PartScore:
+def _score(name: PartName, part: Predicted, loss: Loss) -> PartScore:
     weight = None if part.weight is None else torch.from_numpy(part.weight)
-    value = float(loss_value(loss, torch.from_numpy(outputs), torch.from_numpy(part.y), weight))
-    few = loss.kind in ("mse", "huber") and len(part) < 2
-    result = np.nan if few else score(outputs, Data(part.x, part.y, part.weight), loss)
+    value = float(loss_value(loss, torch.from_numpy(part.outputs), torch.from_numpy(part.y), weight))
+    few = loss.kind in ("mse", "huber") and len(part.y) < 2
+    result = np.nan if few else score(part.outputs, Data(part.outputs, part.y, part.weight), loss)
     finite = _finite({"loss": value, "score": result})
-    return PartScore(part=name, rows=len(part), loss=finite["loss"], score=finite["score"])
+    return PartScore(part=name, rows=len(part.y), loss=finite["loss"], score=finite["score"])
 
 
 def _finite(row: dict[str, float]) -> dict[str, float | None]:
@@ -194,6 +194,7 @@ def _how(config: Config, history: History) -> dict[str, str]:
         "started": config.started,
         "training took": f"{seconds:.1f} s for {len(history.epochs)} epochs",
         "seed": str(settings.seed),
+        "processes": _spread(config),
         "threads": f"chosen by shape, of {os.cpu_count()}" if threads is None else str(threads),
         "engine": config.engine,
         "instruction set": config.instruction_set if config.engine == "native" else "torch's own",
@@ -206,3 +207,17 @@ def _how(config: Config, history: History) -> dict[str, str]:
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _spread(config: Config) -> str:
+    """Over how many processes the mini-batch was spread, and how."""
+    settings, shards = config.settings, config.settings.shards or 1
+    if shards == 1:
+        return str(config.processes)
+    among = {
+        "all": "batch norm's statistics are of all rows",
+        "group": f"batch norm's statistics are of groups of {settings.group_size or 'one host'}",
+        "none": "batch norm's statistics are of each process's own rows",
+        "late": "the other processes' part of batch norm's statistics is of the step before",
+    }[settings.sync]
+    return f"{config.processes}, which share {shards} shards of the mini-batch; {among} (sync {settings.sync})"

@@ -1,4 +1,4 @@
-"""A training run from its table to its report, new or resumed.
+"""A training run from its table to its report, new or resumed, by one process or by several that share mini-batches.
 
 1. read the table, prepare it, build the net: whatever is wrong is found before a file is written
 2. ``config.json``
@@ -6,12 +6,16 @@
 4. ``model.safetensors``, ``model.json``, ``report.json``, ``report.html``
 
 A run that is killed between any two of these goes on from the last checkpoint and ends with the same bits.
+
+Of several processes (ranks) the first writes all files; what it reads of them it tells the others. Nobody waits for a
+checkpoint: while the first rank writes it, the others go on to the first meeting of the next epoch.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,14 +29,17 @@ from wholebatch.feedforward import FeedForward, Loss, State
 from wholebatch.feedforward.data import batch_offsets
 from wholebatch.feedforward.engines import check_fit
 from wholebatch.feedforward.footprint import net_bytes
-from wholebatch.feedforward.training import fit
+from wholebatch.feedforward.training import History, fit
 from wholebatch.files import remove_parts
-from wholebatch.runs.checkpoint import load_checkpoint, save_checkpoint
+from wholebatch.runs.checkpoint import FILE, find_checkpoint, put_spoiled_aside, read_checkpoint, save_checkpoint
+from wholebatch.runs.dealing import deal, own_bounds
 from wholebatch.runs.folder import EVENTS, Config, Run
 from wholebatch.runs.metrics import Metrics, check_tensorboard
 from wholebatch.runs.model import Model
-from wholebatch.runs.prepared import Prepared, class_weights, prepare
-from wholebatch.runs.recording import Recording, record
+from wholebatch.runs.predicted import predict
+from wholebatch.runs.prepared import Part, Prepared, class_weights, prepare
+from wholebatch.runs.ranks import Ranks
+from wholebatch.runs.recording import PartName, Recording, record
 from wholebatch.runs.report import write_report
 from wholebatch.runs.settings import Settings
 from wholebatch.tables import read_table
@@ -42,15 +49,22 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to train: everything checked, the folder made."""
+    """A run that is ready to train: everything checked, the folder made.
+
+    Attributes:
+        prepared: the rows of this rank.
+        rows: how many rows of each part all ranks have together.
+    """
 
     run: Run
     config: Config
     prepared: Prepared
+    rows: dict[PartName, int]
     net: FeedForward
     loss: Loss
     state: State | None
     tensorboard: bool
+    ranks: Ranks
 
     @property
     def settings(self) -> Settings:
@@ -70,72 +84,118 @@ class Session:
         self,
         progress: Callable[[int, int, float], None] | None = None,
         after_epoch: Callable[[Row], None] | None = None,
-    ) -> Recording:
+    ) -> Recording | None:
         """Train the epochs that are left, save the model, write the report.
 
         Args:
             progress: called a few times a second with (epoch from 1, examples done in it, mean loss so far).
-            after_epoch: called with each epoch's line of metrics, once it is on the disk.
+            after_epoch: called with each epoch's line of metrics, once it is on the disk. Both on the first rank alone.
+
+        Returns:
+            What the report shows; None on the other ranks.
 
         Raises:
             NonFiniteLossError: with epoch, step and layer.
             OSError: a file that cannot be written.
+            MeetingError: another rank is missing.
             KeyboardInterrupt: Ctrl-C. What was finished is kept; a run without a finished epoch leaves no folder.
         """
-        history = [] if self.state is None else self.state.history.epochs
-        events = self.run.path / EVENTS if self.tensorboard else None
-        held = self.prepared.validation
         try:
-            with Metrics(self.run.metrics, events, history) as metrics:
-
-                def keep(state: State) -> None:
-                    row = state.history.epochs[-1]
-                    metrics.add(row)
-                    save_checkpoint(self.run.path, state)
-                    if after_epoch is not None:
-                        after_epoch(row)
-
-                ended = fit(
-                    self.net,
-                    self.prepared.training.x,
-                    self.prepared.training.y,
-                    sample_weight=self.prepared.training.weight,
-                    validation=None if held is None else held.as_tuple(),
-                    loss=self.loss,
-                    optimizer=self.settings.make_optimizer(),
-                    training=self.settings.make_training(),
-                    n_threads=self.settings.threads,
-                    split=self.settings.split,
-                    engine=self.config.engine,
-                    resume=self.state,
-                    progress=progress,
-                    after_epoch=keep,
-                )
+            with self._metrics() as metrics:
+                ended = self._fit(metrics, progress, after_epoch)
+            return self._finish(ended)
         except BaseException:
-            self.run.forget()
+            if self.ranks.first:
+                self.run.forget()
             raise
-        model = Model(
-            self.net, self.prepared.preprocessing, self.prepared.target, self.settings.model_dump(mode="json")
+
+    def _metrics(self) -> AbstractContextManager[Metrics | None]:
+        if not self.ranks.first:
+            return nullcontext()
+        history = [] if self.state is None else self.state.history.epochs
+        return Metrics(self.run.metrics, self.run.path / EVENTS if self.tensorboard else None, history)
+
+    def _fit(
+        self,
+        metrics: Metrics | None,
+        progress: Callable[[int, int, float], None] | None,
+        after_epoch: Callable[[Row], None] | None,
+    ) -> History:
+        held = self.prepared.validation
+
+        def keep(state: State) -> None:
+            assert metrics is not None
+            row = state.history.epochs[-1]
+            metrics.add(row)
+            save_checkpoint(self.run.path, state)
+            if after_epoch is not None:
+                after_epoch(row)
+
+        return fit(
+            self.net,
+            self.prepared.training.x,
+            self.prepared.training.y,
+            sample_weight=self.prepared.training.weight,
+            validation=None if held is None else held.as_tuple(),
+            loss=self.loss,
+            optimizer=self.settings.make_optimizer(),
+            training=self.settings.make_training(),
+            n_threads=self.settings.threads,
+            split=self.settings.split,
+            engine=self.config.engine,
+            spread=None if self.ranks.count == (self.settings.shards or 1) == 1 else self.settings.make_spread(),
+            process_group=None if self.ranks.count == 1 else self.ranks.group,
+            resume=self.state,
+            progress=progress if self.ranks.first else None,
+            after_epoch=None if metrics is None else keep,
         )
+
+    def _finish(self, ended: History) -> Recording | None:
+        settings, shards = self.settings, self.settings.shards or 1
+        model = Model(self.net, self.prepared.preprocessing, self.prepared.target, settings.model_dump(mode="json"))
+        parts = {
+            name: predict(model, part, own_bounds(self.rows[name], shards, self.ranks), self.ranks, name)
+            for name, part in _parts(self.prepared).items()
+        }
+        if not self.ranks.first:
+            return None
         model.save(self.run.path)
-        recording = record(self.config, self.prepared, model, self.loss, ended)
+        recording = record(self.config, self.prepared, model, self.loss, ended, parts)
         recording.save(self.run.recording)
         write_report(recording, self.run.report)
         return recording
 
 
-def begin(settings: Settings, out: Path, *, tensorboard: bool = False, command: str = "(from Python)") -> Session:
+def begin(
+    settings: Settings,
+    out: Path,
+    *,
+    tensorboard: bool = False,
+    command: str = "(from Python)",
+    ranks: Ranks | None = None,
+) -> Session:
     """Check everything, then make the folder ``out`` for a new run.
 
+    Args:
+        ranks: the processes that train it together, each of which calls this with the same arguments; None: this one.
+
     Raises:
-        ValueError: the table (TableError) or a setting is wrong, ``out`` holds a run, TensorBoard is not installed.
+        ValueError: the table (TableError) or a setting is wrong, ``out`` holds a run, TensorBoard is not installed, the
+            ranks cannot train together.
         OSError: the table cannot be read or the folder cannot be written.
+        MeetingError: another rank is missing.
     """
-    run = Run(out)
-    run.check_new()
-    if tensorboard:
-        check_tensorboard()
-    prepared, net, loss = _build(settings)
+    ranks, run = ranks or Ranks(), Run(out)
+    settings = settings.model_copy(update={"shards": settings.make_spread().shards_for(ranks.count)})
+
+    def check() -> bytes:
+        run.check_new()
+        if tensorboard:
+            check_tensorboard()
+        return b""
+
+    ranks.agree_first(check, "the run folder")
+    prepared, rows, net, loss = _build(settings, ranks)
     path = Path(settings.table)
     config = Config(
         wholebatch=wholebatch.__version__,
@@ -147,77 +207,169 @@ def begin(settings: Settings, out: Path, *, tensorboard: bool = False, command: 
         instruction_set=kernels.instruction_set(),
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=command,
+        launch=ranks.launch,
+        processes=ranks.count,
     )
-    run.begin(config)
-    return Session(run, config, prepared, net, loss, None, tensorboard)
+    _check_alike(ranks, config)
+
+    def make() -> bytes:
+        run.begin(config)
+        return b""
+
+    ranks.agree_first(make, "the run folder")
+    return Session(run, config, prepared, rows, net, loss, None, tensorboard, ranks)
 
 
 def resume(
-    out: Path, change: Callable[[Settings], Settings] = lambda recorded: recorded, *, tensorboard: bool = False
+    out: Path,
+    change: Callable[[Settings], Settings] = lambda recorded: recorded,
+    *,
+    tensorboard: bool = False,
+    ranks: Ranks | None = None,
 ) -> Session:
     """Go on with the run in ``out``, from its last whole epoch.
 
     Args:
         change: gives the settings that the person asked for now, from those recorded; only ``table``, ``threads`` and
             ``split`` may differ.
+        ranks: as in :func:`begin`; as many as divide the shards that the run was started with.
 
     Raises:
-        ValueError: no run, a corrupt file, a setting or a table that is not the one the run was started with.
+        ValueError: no run, corrupt files, a setting or a table that is not the one the run was started with, ranks that
+            cannot train together.
         OSError: a file cannot be read.
+        MeetingError: another rank is missing.
     """
-    run = Run(out)
-    config = run.read_config()
-    wanted = change(config.settings)
-    for name, (then, now) in config.settings.differences(wanted).items():
-        raise ValueError(
-            f"the run in {out} was started with {_option(name, then)}, not with {_option(name, now)}: a run goes on "
-            "with the settings it was started with; leave the option out, or start a new run with another --out"
-        )
-    if wanted.table == config.settings.table and config.table_path is not None:
-        wanted = wanted.model_copy(update={"table": config.table_path})
-    if tensorboard:
+    ranks, run = ranks or Ranks(), Run(out)
+    config = Config.model_validate_json(
+        ranks.agree_first(lambda: run.read_config().model_dump_json().encode(), "the run folder")
+    )
+    wanted = _wanted(config, change, out, ranks)
+    if tensorboard and ranks.first:
         check_tensorboard()
-    state = load_checkpoint(out)
-    prepared, net, loss = _build(wanted)
-    config.check_data(prepared, out)
-    remove_parts(out)
+    state, fault = _find_state(run, ranks)
+    prepared, rows, net, loss = _build(wanted, ranks)
+
+    def check() -> bytes:
+        config.check_data(prepared, out)
+        remove_parts(out)
+        if fault:
+            put_spoiled_aside(out)
+        return b""
+
+    ranks.agree_first(check, "the run folder")
     here = kernels.instruction_set()
-    if config.engine == "native" and here != config.instruction_set:
+    if config.engine == "native" and here != config.instruction_set and ranks.first:
         warnings.warn(
             f"the run in {out} was started with {config.instruction_set} instructions and goes on with {here}: "
             "the last bits may differ from those of a run that was not stopped",
             RuntimeWarning,
             stacklevel=2,
         )
-    config = config.model_copy(update={"settings": wanted.model_copy(update={"table": config.settings.table})})
-    return Session(run, config, prepared, net, loss, state, tensorboard)
+    if fault and ranks.first:
+        kept = 0 if state is None else len(state.history.epochs)
+        warnings.warn(
+            f"{fault}; the run goes on from the checkpoint before it, after epoch {kept}", RuntimeWarning, stacklevel=2
+        )
+    settings = wanted.model_copy(update={"table": config.settings.table})
+    config = config.model_copy(update={"settings": settings, "processes": ranks.count})
+    _check_alike(ranks, config.model_copy(update={"instruction_set": here, "data_sha256": prepared.digest}))
+    return Session(run, config, prepared, rows, net, loss, state, tensorboard, ranks)
 
 
-def _build(settings: Settings) -> tuple[Prepared, FeedForward, Loss]:
-    """The table, the net with its first parameters, and the loss; every setting is checked on the way."""
+def _wanted(config: Config, change: Callable[[Settings], Settings], out: Path, ranks: Ranks) -> Settings:
+    """The settings that a resumed run goes on with."""
+    wanted = change(config.settings)
+    for name, (then, now) in config.settings.differences(wanted).items():
+        raise ValueError(
+            f"the run in {out} was started with {_option(name, then)}, not with {_option(name, now)}: a run goes on "
+            "with the settings it was started with; leave the option out, or start a new run with another --out"
+        )
+    if ranks.count != config.processes and config.settings.sync != "all":
+        raise ValueError(
+            f"the run in {out} was started with {config.processes} processes, not with {ranks.count}: with --sync "
+            f"{config.settings.sync} the result depends on them; go on with --processes {config.processes}"
+        )
+    wanted = wanted.model_copy(update={"shards": config.settings.shards or 1})
+    wanted.make_spread().shards_for(ranks.count)
+    if wanted.table == config.settings.table and config.table_path is not None:
+        wanted = wanted.model_copy(update={"table": config.table_path})
+    return wanted
+
+
+def _find_state(run: Run, ranks: Ranks) -> tuple[State | None, str]:
+    """The last state that is whole, and what is wrong with a newer one; the first rank tells the others."""
+    faults: list[str] = []
+
+    def find() -> bytes:
+        found = find_checkpoint(run.path)
+        faults.append(found.fault)
+        return found.content or b""
+
+    content = ranks.agree_first(find, "the checkpoint")
+    state = read_checkpoint(content, run.path / FILE) if content else None
+    return state, faults[0] if faults else ""
+
+
+def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, dict[PartName, int], FeedForward, Loss]:
+    """This rank's rows, the rows of all, the net with its first parameters, and the loss; settings are checked, too."""
     settings.make_optimizer()
     training = settings.make_training()
     settings.architecture(1, 1)
     if settings.patience is not None and settings.validation_fraction == 0:
         raise ValueError(f"--patience {settings.patience} needs validation rows to watch; --validation-fraction is 0")
-    prepared = prepare(read_table(settings.table), settings)
-    loss = settings.make_loss(prepared.target.task, class_weights(prepared, settings))
-    architecture = settings.architecture(len(prepared.preprocessing.feature_names), prepared.target.out_features)
-    offsets = batch_offsets(len(prepared.training), training.batch_size, architecture)
-    check_fit(
-        architecture,
-        settings.make_optimizer(),
-        int(np.diff(offsets).max()),
-        torch.get_default_dtype(),
-        n_threads=settings.threads,
-        engine=settings.engine,
-        held=0 if prepared.validation is None else len(prepared.validation),
-        net=net_bytes(architecture, torch.get_default_dtype()) * (1 if settings.patience is None else 2),
-    )
+    whole = ranks.agree(lambda: prepare(read_table(settings.table), settings), "the table")
+    rows = {name: len(part) for name, part in _parts(whole).items()}
+    shards = settings.shards or 1
+    if rows["training"] < shards:
+        raise ValueError(
+            f"there are {rows['training']} rows to train on, fewer than {shards} shards; ask for fewer with --shards"
+        )
+    loss = settings.make_loss(whole.target.task, class_weights(whole, settings))
+    architecture = settings.architecture(len(whole.preprocessing.feature_names), whole.target.out_features)
+    offsets = batch_offsets(rows["training"], training.batch_size, architecture)
+    prepared = deal(whole, shards, ranks)
+
+    def check() -> None:
+        check_fit(
+            architecture,
+            settings.make_optimizer(),
+            int(np.diff(offsets).max()) // ranks.count,
+            torch.get_default_dtype(),
+            n_threads=settings.threads,
+            engine=settings.engine,
+            held=0 if prepared.validation is None else len(prepared.validation),
+            net=net_bytes(architecture, torch.get_default_dtype()) * (1 if settings.patience is None else 2),
+        )
+
+    ranks.agree(check, "the memory")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = FeedForward.of(architecture)
-    return prepared, net, loss
+    return prepared, rows, net, loss
+
+
+def _parts(prepared: Prepared) -> dict[PartName, Part]:
+    """The parts that there are, training first."""
+    named: list[tuple[PartName, Part | None]] = [
+        ("training", prepared.training),
+        ("validation", prepared.validation),
+        ("test", prepared.test),
+    ]
+    return {name: part for name, part in named if part is not None}
+
+
+def _check_alike(ranks: Ranks, config: Config) -> None:
+    """Refuse ranks that would not compute the same: of other versions, instructions, settings or tables."""
+    facts = {
+        "wholebatch": config.wholebatch,
+        "torch": torch.__version__,
+        "the engine": config.engine,
+        "the instruction set": config.instruction_set,
+        "data of the SHA-256": config.data_sha256,
+    }
+    settings = config.settings.model_dump(mode="json", exclude={"threads", "split", "table"})
+    ranks.check_alike(facts | {f"the setting {name}": value for name, value in settings.items()}, "versions")
 
 
 def _engine(settings: Settings) -> str:

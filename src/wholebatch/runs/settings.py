@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wholebatch.feedforward.settings import Activation, Architecture, Loss, Norm, NormPosition, Optimizer, Split
 from wholebatch.feedforward.settings import LossKind as LossKind
 from wholebatch.feedforward.settings import OptimizerKind as OptimizerKind
+from wholebatch.feedforward.spread import Spread, Sync
 from wholebatch.feedforward.training import Schedule, Training
 
 Task = Literal["auto", "classification", "regression", "multilabel"]
@@ -63,6 +64,9 @@ class Settings(BaseModel):
     threads: int | None = None
     split: Split = "auto"
     engine: Engine = "auto"
+    shards: int | None = None
+    sync: Sync = "all"
+    group_size: int | None = None
 
     def architecture(self, in_features: int, out_features: int) -> Architecture:
         """The net for so many features and outputs; raises ValueError for sizes or shares that no net can have."""
@@ -102,6 +106,14 @@ class Settings(BaseModel):
         return Training(
             self.epochs, self.batch_size, self.schedule, patience=self.patience, seed=self.seed, watch="loss"
         )
+
+    def make_spread(self) -> Spread:
+        """How every mini-batch is spread over the processes.
+
+        Raises:
+            ValueError: a choice that contradicts another.
+        """
+        return Spread(self.shards, self.sync, self.group_size)
 
     def differences(self, other: Settings) -> dict[str, tuple[Any, Any]]:
         """Name to (mine, the other's) of each setting that a resumed run may not change, where the two differ."""

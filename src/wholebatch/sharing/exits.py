@@ -17,7 +17,7 @@ import weakref
 from types import TracebackType
 from typing import Protocol
 
-from wholebatch.sharing.diagnosis import Doing
+from wholebatch.sharing.diagnosis import Doing, MeetingError
 
 _MOST_TEXT = 400
 
@@ -45,6 +45,14 @@ def watch(leaver: Leaver) -> None:
     _hook_threads()
     atexit.register(_end)
     multiprocessing.util.Finalize(None, _end, exitpriority=100)
+
+
+def tell(error: BaseException) -> None:
+    """Tell the others that this process ends by ``error``, which is caught: no hook will see it."""
+    if isinstance(error, MeetingError):
+        _leave(Doing.GAVE_UP, error.cause)
+    else:
+        _leave(Doing.RAISED, describe(error, type(error)))
 
 
 def describe(error: BaseException | None, kind: type[BaseException]) -> str:

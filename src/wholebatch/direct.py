@@ -1,4 +1,4 @@
-"""The ordinary call: a training step of batch norm on the CPU, by this process alone or shared with ranks.
+"""The ordinary call: a training step of batch norm, by this process alone, or on the CPU shared with ranks.
 
 The same kernels as :mod:`wholebatch.batch_norm`, in as few steps of Python as there can be: at ``(64, 20)`` batch norm
 takes 2 microseconds, and what leads to it takes the rest.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wholebatch.batch_norm import Call, find_gradients_differentiable
-from wholebatch.kernels.batch_norm import Affine, Steps
+from wholebatch.kernels.batch_norm import Affine, Alone, Steps
 from wholebatch.moments import refuse_one_value
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.processes import Processes
@@ -26,14 +26,17 @@ def can_go_directly(
 ) -> bool:
     """Whether :func:`normalise_directly` serves; ``dtype`` is that of accumulation."""
     return (
-        isinstance(call.kernel, Steps)
-        and (call.sharing is None or isinstance(call.sharing, Processes))
+        (isinstance(call.kernel, Alone) if call.sharing is None else _can_share(call))
         and isinstance(momentum, float)
         and _fits(running_mean, dtype)
         and _fits(running_var, dtype)
         and not is_transformed()
         and not torch._C._len_torch_dispatch_stack()  # a mode wants to see operations
     )
+
+
+def _can_share(call: Call) -> bool:
+    return isinstance(call.kernel, Steps) and isinstance(call.sharing, Processes)
 
 
 def is_transformed() -> bool:
@@ -55,6 +58,7 @@ class _Direct(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        mask: Tensor | None,
         call: Call,
         running_mean: Running,
         running_var: Running,
@@ -63,7 +67,7 @@ class _Direct(torch.autograd.Function):
         slope = call.slope
         kernel: Any = call.kernel
         sharing: Any = call.sharing
-        affine = Affine(weight, bias, residual, slope)
+        affine = Affine(weight, bias, residual, slope, mask)
         y: Tensor
         if sharing is None:
             y, statistics, ctx.count = kernel.train(z, call.eps, affine, running_mean, running_var, momentum)
@@ -73,20 +77,21 @@ class _Direct(torch.autograd.Function):
             if count == 1:
                 refuse_one_value(z.shape)
             y = kernel.finish(z, call.eps, affine, statistics, count, running_mean, running_var, momentum)
-        ctx.save_for_backward(z, weight, bias, residual if slope != 1 else None, statistics)
+        ctx.save_for_backward(z, weight, bias, residual if slope != 1 else None, mask, statistics)
         ctx.call, ctx.has_residual = call, residual is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        z, weight, bias, residual, statistics = ctx.saved_tensors
+        z, weight, bias, residual, mask, statistics = ctx.saved_tensors
         call: Call = ctx.call
-        affine = Affine(weight, bias, residual, call.slope)
+        affine = Affine(weight, bias, residual, call.slope, mask)
         dweight: Tensor | None
         dbias: Tensor | None
         if torch.is_grad_enabled():
-            mean, _, rstd = statistics.unbind()
-            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+            mean, rstd = statistics[0], statistics[2]
+            count = float(statistics[3, 0]) if ctx.count is None else ctx.count
+            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, count, mean, rstd)
             dbias, dweight = sums[0].clone(), sums[1].clone()
         elif call.sharing is None:
             kernel: Any = call.kernel
@@ -98,6 +103,7 @@ class _Direct(torch.autograd.Function):
             None if weight is None else dweight,
             None if bias is None else dbias,
             (g if dt is None else dt) if ctx.has_residual else None,
+            None,
             None,
             None,
             None,
@@ -125,16 +131,20 @@ def normalise_directly(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    mask: Tensor | None,
     running_mean: Running,
     running_var: Running,
     momentum: float | Tensor,
 ) -> Tensor:
     """``y``; running statistics have been moved.
 
+    Where only a GPU knows that a mask left one value per channel, nobody waits to hear of it: ``y`` is then as of a
+    variance of 0, and the running variance stays.
+
     Raises:
         ValueError: one value per channel.
     """
     if z.numel() == z.shape[1] > 0 and call.sharing is None:
         refuse_one_value(z.shape)
-    y: Tensor = _apply(z, weight, bias, residual, call, running_mean, running_var, momentum)
+    y: Tensor = _apply(z, weight, bias, residual, mask, call, running_mean, running_var, momentum)
     return y

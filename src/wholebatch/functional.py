@@ -135,7 +135,7 @@ def batch_norm(
     party = PARTY.get() if training and (visit is None or not visit.replays) else None
     ordinary = training and visit is None and party is None and save is None
     if ordinary and can_go_directly(call, running_mean, running_var, momentum, dtype):
-        y = normalise_directly(call, input, weight, bias, residual, running_mean, running_var, momentum)
+        y = normalise_directly(call, input, weight, bias, residual, mask, running_mean, running_var, momentum)
     elif visit is None:
         y = _run(call, input, weight, bias, residual, mask, running_mean, running_var, momentum, party)
     else:  # a checkpoint is open: what its first pass found is used again, and moved nothing but then

@@ -1,9 +1,12 @@
-"""Batch norm on one worker's part: the compiled kernel where it serves, the torch reference everywhere."""
+"""Batch norm on one worker's part: compiled kernels where they serve (C++ on the CPU, Triton on a GPU), the torch
+reference everywhere."""
 
 import functools
 
 from torch import Tensor
 
+from wholebatch.kernels import gpu
+from wholebatch.kernels.batch_norm.alone import Alone
 from wholebatch.kernels.batch_norm.kernel import Affine, Kernel, accumulation_dtype
 from wholebatch.kernels.batch_norm.masking import counted
 from wholebatch.kernels.batch_norm.native import Native, serves
@@ -13,6 +16,7 @@ from wholebatch.kernels.batch_norm.steps import Steps
 
 __all__ = [
     "Affine",
+    "Alone",
     "Kernel",
     "Native",
     "Reference",
@@ -32,12 +36,21 @@ def _native() -> Steps:
     return Steps()
 
 
+@functools.cache
+def _triton() -> Kernel:
+    from wholebatch.kernels.gpu.kernel import Triton  # imports Triton, which takes a while
+
+    return Triton()
+
+
 def choose_kernel(z: Tensor, mask: Tensor | None) -> Kernel:
     """The fastest kernel that serves this input.
 
-    ``WHOLEBATCH_KERNELS=reference`` in the environment keeps to torch's own operations.
+    ``WHOLEBATCH_KERNELS`` in the environment decides otherwise, see :func:`wholebatch.kernels.wish.wished`.
 
     Raises:
-        ValueError: the variable names no kernel.
+        ValueError: the variable names no kernel, or one that cannot run here.
     """
-    return _native() if serves(z, mask) else REFERENCE
+    if serves(z, mask):
+        return _native()
+    return _triton() if gpu.serves(z) else REFERENCE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable
 from types import ModuleType
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
 from wholebatch.kernels.batch_norm.outputs import outputs
 from wholebatch.kernels.native import native_available, native_module
+from wholebatch.kernels.wish import wished
 from wholebatch.moments import Moments
 
 # As native/batch_norm_bindings.cpp numbers them.
@@ -187,10 +187,7 @@ def serves(z: Tensor, mask: Tensor | None) -> bool:
 @functools.cache
 def is_enabled() -> bool:
     """Whether the compiled kernels are there, and ``WHOLEBATCH_KERNELS`` does not forbid them."""
-    wish = os.environ.get("WHOLEBATCH_KERNELS", "")
-    if wish not in ("", "native", "reference"):
-        raise ValueError(f"WHOLEBATCH_KERNELS is {wish!r}; known are native and reference")
-    return wish != "reference" and native_available(say=True)
+    return wished() in ("", "native") and native_available(say=True)
 
 
 @functools.cache

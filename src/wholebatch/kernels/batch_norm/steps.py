@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wholebatch.kernels.batch_norm.alone import Alone
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
 from wholebatch.kernels.batch_norm.native import Native, address_of, count_of, hand_over, place_of, tell_moved
 
 
-class Steps(Native):
+class Steps(Native, Alone):
     """The compiled kernels, and whole steps by them."""
 
     def begin(self, z: Tensor) -> tuple[Tensor, int]:
@@ -71,9 +72,10 @@ class Steps(Native):
         return self.gradient_at(g, z, *_addresses(statistics), affine, whole.data_ptr(), count)
 
     def train_backward(
-        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, count: float
+        self, g: Tensor, z: Tensor, statistics: Tensor, affine: Affine, count: float | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """``(dz, dresidual, dweight, dbias)`` from the statistics of :meth:`train`; None for an input that is None."""
+        assert count is not None  # there are no masks here
         dweight, dbias = _gradients_like(affine)
         wanted = address_of(dweight), address_of(dbias)
         dz, dresidual = self.backward_at(g, z, *_addresses(statistics), affine, count, *wanted)

@@ -1,0 +1,34 @@
+"""Starting a kernel, on the device that its tensors are on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wholebatch.kernels.gpu.finding import interpreted
+
+# No contraction: element by element the numbers are torch's, and the sign of t is the same in both passes.
+_OPTIONS = {"enable_fp_fusion": False}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], warps: int, on: Tensor, *arguments: Any) -> None:
+    """Start ``kernel`` on the current stream of the device of ``on``.
+
+    Args:
+        kernel: a function of Triton's.
+        grid: programs in each dimension, at least 1 each.
+        warps: of a program.
+        on: one of its tensors.
+        arguments: the kernel's.
+    """
+    if not on.is_cuda or on.device.index == torch.cuda.current_device():
+        kernel[grid](*arguments, **_options(warps))
+    else:  # Triton starts kernels on the current device
+        with torch.cuda.device(on.device):
+            kernel[grid](*arguments, **_options(warps))
+
+
+def _options(warps: int) -> dict[str, Any]:
+    return {} if interpreted() else {"num_warps": warps, **_OPTIONS}

@@ -1,4 +1,4 @@
-"""A small recording with all four measurements, made here, and the same with every name in it hostile."""
+"""A small recording with all five measurements, made here, and the same with every name in it hostile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from browsing import ENTITY, IMAGE, LINK, LONG, SCRIPT
 from tables_for_runs import write_small
 from wholebatch import runs
 from wholebatch.cost.comparison.measuring import compare
-from wholebatch.cost.comparison.record import Comparison
+from wholebatch.cost.comparison.record import Comparison, Timing
 from wholebatch.cost.comparison.settings import Wanted as Compared
 from wholebatch.cost.plan.adapters import from_timeline
 from wholebatch.cost.plan.forecast import plan
@@ -22,13 +22,14 @@ from wholebatch.cost.plan.record import Check, Checked, Link, Network, Plan
 from wholebatch.cost.profile.measuring import profile
 from wholebatch.cost.profile.record import Profile
 from wholebatch.cost.recording import Recording, here
+from wholebatch.cost.synchronisation.record import Choice, Steps, Synchronisation, Training
 from wholebatch.cost.timeline.measuring import measure
 from wholebatch.cost.timeline.problem import Wanted as Drawn
 from wholebatch.cost.timeline.record import Timeline
 
 
 def record_all(folder: Path) -> Recording:
-    """Compared, drawn, profiled and planned, each as small as it gets; the compiled part is needed."""
+    """Compared, drawn, profiled, planned and synchronised, each as small as it gets; the compiled part is needed."""
     timeline = _timeline()
     return Recording(
         origin=here(["wholebatch", "compare", "and", "more"]),
@@ -36,6 +37,7 @@ def record_all(folder: Path) -> Recording:
         timeline=timeline,
         profile=_profile(),
         plan=_plan(timeline),
+        synchronisation=synchronised(),
     )
 
 
@@ -141,3 +143,48 @@ def _plan(timeline: Timeline) -> Plan:
         told_error_percent=-5,
     )
     return planned.model_copy(update={"check": Check(hidden=[8], rows=64, cores=2, network=network, lines=[line])})
+
+
+def synchronised() -> Synchronisation:
+    """Made up, since ranks take seconds to start. Over each rank alone a step takes 3/4 as long, and a step late 7/8;
+    the slow rank doubles all; scores fall by 0.1 over each rank alone, and a step late by 0.02 in one of two seeds."""
+    shorter: dict[Choice, float] = {"all": 1.0, "none": 0.75, "late": 0.875}
+    lower: dict[Choice, tuple[float, float]] = {"all": (0.0, 0.0), "none": (0.1, 0.1), "late": (0.02, 0.0)}
+    steps, trainings = [], list[Training]()
+    for slow in (False, True):
+        for choice, times in shorter.items():
+            whole = (2e-3 if slow else 1e-3) * times
+            timing = Timing(seconds=[whole] * 3, steps=10, median=whole, low=0.9 * whole, high=1.2 * whole)
+            wait = [0.5 * whole, 0.0] if slow else [0.1 * whole, 0.2 * whole]
+            exchange = [0.05 * whole, 0.05 * whole]
+            compute = [whole - w - e for w, e in zip(wait, exchange, strict=True)]
+            steps.append(Steps(choice=choice, slow=slow, timing=timing, compute=compute, exchange=exchange, wait=wait))
+    for seed, slow in ((0, False), (0, True), (1, False)):
+        for choice, times in shorter.items():
+            seconds = [(2.0 if slow else 1.0) * times * epoch for epoch in range(3)]
+            scores = [0.25, 0.75 - lower[choice][seed], 0.9 + 0.01 * seed - lower[choice][seed]]
+            trainings.append(Training(choice=choice, slow=slow, seed=seed, seconds=seconds, scores=scores))
+    return Synchronisation(
+        table="table.csv",
+        target_columns=["kind"],
+        task="classification",
+        score_name="accuracy",
+        training_rows=800,
+        validation_rows=200,
+        sizes=[4, 8, 2],
+        activation="relu",
+        optimizer="adamw",
+        learning_rate=3e-3,
+        batch_size=32,
+        epochs=2,
+        steps_per_epoch=25,
+        seeds=[0, 1],
+        ranks=2,
+        cores=4,
+        choices=list(shorter),
+        group_size=None,
+        straggler=2.0,
+        steps=steps,
+        trainings=trainings,
+        notes=["column 'same' is left out"],
+    )

@@ -23,6 +23,7 @@ from wholebatch import files
 from wholebatch.cost.comparison.record import Comparison
 from wholebatch.cost.plan.record import Plan
 from wholebatch.cost.profile.record import Profile
+from wholebatch.cost.synchronisation.record import Synchronisation
 from wholebatch.cost.timeline.record import Timeline
 from wholebatch.described import read_described
 from wholebatch.kernels import instruction_set
@@ -62,6 +63,7 @@ class Recording(BaseModel):
         timeline: one real step of the engine, thread by thread.
         profile: each normalisation layer of a person's own model, in their own step.
         plan: step time and wait with more workers.
+        synchronisation: whose rows batch norm is over, where ranks train one net.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,6 +76,7 @@ class Recording(BaseModel):
     timeline: Timeline | None = None
     profile: Profile | None = None
     plan: Plan | None = None
+    synchronisation: Synchronisation | None = None
 
     def save(self, path: Path) -> None:
         """Write it to ``path``, whole or not at all.

@@ -1,4 +1,4 @@
-"""The four measurements of a recording, each a subpackage with the same parts: ``section``, ``console``, ``trace``."""
+"""The five measurements of a recording, each a subpackage with the same parts: ``section``, ``console``, ``trace``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from wholebatch.cost.recording import Recording
 
-VERTICALS = ("comparison", "timeline", "profile", "plan")
+VERTICALS = ("comparison", "timeline", "profile", "plan", "synchronisation")
 
 
 def measured(recording: Recording, part: str) -> Iterator[tuple[ModuleType, Any]]:

@@ -1,0 +1,117 @@
+"""What a recording keeps of the choices of synchronisation: every timed round and every score, and what was asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wholebatch.cost.comparison.record import Finite, Seconds, Timing
+
+Choice = Literal["all", "group", "none", "late"]
+"""Whose rows batch norm is over in training, see :class:`wholebatch.feedforward.spread.Spread`."""
+
+
+class Steps(BaseModel):
+    """Steps of one choice. A step's parts are medians over rounds, in seconds, by rank.
+
+    Attributes:
+        choice: whose rows batch norm is over.
+        slow: whether one rank was slow.
+        timing: of a step, the slowest rank's.
+        compute: what a rank does by itself, the idling of the slow one too.
+        exchange: telling the others, and merging what they told.
+        wait: for what the others have to tell.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    choice: Choice
+    slow: bool
+    timing: Timing
+    compute: list[Seconds]
+    exchange: list[Seconds]
+    wait: list[Seconds]
+
+
+class Training(BaseModel):
+    """One training from one seed; after ``e`` epochs it scored ``scores[e]``, and had taken ``seconds[e]``.
+
+    Attributes:
+        choice: whose rows batch norm was over.
+        slow: whether one rank was slow.
+        seed: of first weights and shuffling; the same for every choice.
+        seconds: of training alone, the slowest rank's: evaluations are not counted. The first is 0.
+        scores: accuracy, exact match or R2 of the validation rows; higher is better. The first is before any training.
+        diverged: the epoch in which a value was no longer finite, which ended the training; None where all went well.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    choice: Choice
+    slow: bool
+    seed: int
+    seconds: list[Seconds] = Field(min_length=1)
+    scores: list[Finite] = Field(min_length=1)
+    diverged: int | None = None
+
+
+class Synchronisation(BaseModel):
+    """The choices, measured on one table.
+
+    Attributes:
+        table: as it was named.
+        target_columns: of it.
+        task: classification, regression or multilabel.
+        score_name: accuracy, R2 or exact match.
+        training_rows, validation_rows: rows learned from, and rows scored.
+        sizes: features of the input, of each hidden layer, of the output.
+        activation: of the hidden layers.
+        optimizer: sgd, adam or adamw.
+        learning_rate: of every training.
+        batch_size: rows of the whole mini-batch.
+        epochs: that every training ran, unless it diverged.
+        steps_per_epoch: mini-batches in an epoch.
+        seeds: of the trainings.
+        ranks: processes of one thread each, which were also the shards.
+        cores: that they could use.
+        choices: in the order asked for.
+        group_size: ranks of a group; None where there were none.
+        straggler: how many times as long the last rank computed where it was slow; 1: never.
+        steps: by choice; those with a slow rank after those without.
+        trainings: by seed, choice and slow rank. With a slow rank, of the first seed alone.
+        notes: what a reader has to know about the table or the run; from outside.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: str
+    target_columns: list[str]
+    task: str
+    score_name: str
+    training_rows: int
+    validation_rows: int
+    sizes: list[int]
+    activation: str
+    optimizer: str
+    learning_rate: Finite
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    seeds: list[int] = Field(min_length=1)
+    ranks: int = Field(ge=2)
+    cores: int = Field(ge=1)
+    choices: list[Choice] = Field(min_length=1)
+    group_size: int | None
+    straggler: Finite = Field(ge=1)
+    steps: list[Steps] = Field(min_length=1)
+    trainings: list[Training] = Field(min_length=1)
+    notes: list[str]
+
+    def timed(self, choice: Choice, *, slow: bool) -> Steps | None:
+        """The steps of a choice; None: they were not measured."""
+        return next((s for s in self.steps if (s.choice, s.slow) == (choice, slow)), None)
+
+    def trained(self, choice: Choice, *, slow: bool = False) -> list[Training]:
+        """The trainings of a choice, by seed."""
+        return [t for t in self.trainings if (t.choice, t.slow) == (choice, slow)]

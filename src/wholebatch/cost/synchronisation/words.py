@@ -1,0 +1,175 @@
+"""The choices of synchronisation in sentences."""
+
+from __future__ import annotations
+
+from wholebatch.cost.comparison.summary import duration
+from wholebatch.cost.synchronisation.record import Choice, Synchronisation
+from wholebatch.cost.synchronisation.summary import (
+    Difference,
+    compare,
+    everyone,
+    is_unchanged,
+    last_scores,
+    others,
+    ratio,
+)
+
+BUSY = 1.5
+"""Where the rounds' 80th percentile is so many times their 20th, something else used the cores."""
+
+
+def whose(record: Synchronisation, choice: Choice) -> str:
+    """Whose rows batch norm is over."""
+    return {
+        "all": f"all {record.ranks} ranks",
+        "group": f"groups of {record.group_size}",
+        "none": "each rank alone",
+        "late": "all ranks, the others' a step late",
+    }[choice]
+
+
+def base_of(record: Synchronisation) -> Choice:
+    """What the others are held against: all ranks, or the first choice where that was not measured."""
+    return "all" if "all" in record.choices else record.choices[0]
+
+
+def percent(share: float) -> str:
+    """``9 %``, ``0.4 %``."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+
+
+def score(value: float) -> str:
+    """Four digits after the point."""
+    return f"{round(value, 4) + 0.0:.4f}"  # the sum makes -0 a 0
+
+
+def answers(record: Synchronisation) -> list[str]:
+    """What was found; the first sentence alone is a full answer."""
+    said = [_steps(record, slow=False)]
+    if record.straggler > 1:
+        said.append(_steps(record, slow=True))
+    return [*said, *_scores(record)]
+
+
+def _steps(record: Synchronisation, *, slow: bool) -> str:
+    base = base_of(record)
+    first = record.timed(base, slow=slow)
+    assert first is not None
+    parts = others(first) if slow else everyone(first)
+    lead = f"Where rank {record.ranks - 1} computes {record.straggler:g} times as long, " if slow else ""
+    who = "another rank waits" if slow and record.ranks > 2 else "the other rank waits" if slow else "a rank waits"
+    said = (
+        f"{lead}{'with' if slow else 'With'} batch norm over {whose(record, base)} a step takes "
+        f"{duration(parts.median)}, of which {who} {percent(parts.wait)} and exchanges for {percent(parts.exchange)}"
+    )
+    rest = []
+    for choice in record.choices:
+        one = record.timed(choice, slow=slow)
+        if choice == base or one is None:
+            continue
+        of_one = others(one) if slow else everyone(one)
+        rest.append(
+            f"over {whose(record, choice)} it takes {duration(of_one.median)} ({ratio(one, first):.2f} times as long, "
+            f"waiting {percent(of_one.wait)})"
+        )
+    return "; ".join([said, *rest]) + "."
+
+
+def _scores(record: Synchronisation) -> list[str]:
+    base, several = base_of(record), len(record.seeds) > 1
+    found = last_scores(record, base)
+    if not found:
+        return [f"With batch norm over {whose(record, base)} every training diverged; choose a lower learning rate."]
+    mean = sum(found.values()) / len(found)
+    of = f", the mean of {len(found)} seeds" if several else ""
+    said = [
+        f"After {record.epochs} epochs the {record.score_name} of the validation rows is {score(mean)} with batch norm "
+        f"over {whose(record, base)}{of}."
+    ]
+    for choice in record.choices:
+        if choice == base:
+            continue
+        difference = compare(record, choice, base)
+        if difference is None:
+            said.append(f"Over {whose(record, choice)} no training of a seed went well in both.")
+        else:
+            said.append(f"Over {whose(record, choice)} it is {_verdict(difference)}.")
+    return said
+
+
+def _verdict(difference: Difference) -> str:
+    by = score(abs(difference.mean))
+    way = "higher" if difference.mean > 0 else "lower"
+    if difference.error is None:
+        return f"{way} by {by} from the one seed, which may be chance" if difference.mean else "the same from one seed"
+    error = f"standard error {score(difference.error)}"
+    if difference.is_seen:
+        return f"{way} by {by} ({error}, over the same seeds)"
+    sign = f"{difference.mean:+.4f}"
+    return f"{sign} ({error}, over the same seeds), which is no difference that these trainings can show"
+
+
+def notes(record: Synchronisation) -> list[str]:
+    """How it was measured, and what is doubtful."""
+    ranks, slow = record.ranks, record.straggler > 1
+    said = [
+        f"Net {'-'.join(map(str, record.sizes))}, {record.activation}, {record.optimizer}, learning rate "
+        f"{record.learning_rate:g}, mini-batches of {record.batch_size}, so about {record.batch_size / ranks:.0f} rows "
+        f"on each of {ranks} ranks; {record.epochs} epochs of {record.steps_per_epoch} steps, float32, "
+        f"{record.training_rows:,} rows to learn from and {record.validation_rows:,} to score; no dropout.",
+        "Every choice begins with the same weights and sees the same rows in the same mini-batches; each rank owns a "
+        "shard of the table and shuffles it by itself. Gradients are those of the whole mini-batch in every case, so "
+        "the ranks meet once a step whatever is chosen; running statistics are those of the whole mini-batch, too.",
+        f"Time per step: {len(record.steps[0].timing.seconds)} interleaved rounds, each a burst of every choice in a "
+        f"new order, of {ranks} ranks of one thread on {record.cores} cores; of the ranks the slowest counts. What an "
+        "epoch costs beside its steps is spread over them, as compute.",
+        "Wait: until what all other ranks tell is there. Exchange: telling them, and merging what they told; "
+        "adding up their weight gradients counts as compute. What is hidden behind compute is in neither.",
+        "Scores are those after each epoch; their seconds are of training alone, with the choices' epochs in turn.",
+    ]
+    if slow:
+        said += _of_slow(record)
+    if ranks > record.cores:
+        said.append(
+            f"There are more ranks than the {record.cores} cores: a rank that has no core lets the others wait, and "
+            "times say little. Choose fewer --processes."
+        )
+    widest = max(s.timing.high / max(s.timing.low, 1e-12) for s in record.steps)
+    if widest > BUSY:
+        said.append(
+            f"The machine was busy, or its clock changed: the rounds of a choice differ by up to {widest:.1f} times "
+            "(20th to 80th percentile). Measure again on a quiet machine."
+        )
+    if len(record.seeds) == 1:
+        said.append("One seed: differences between choices may be chance, and no spread can be given.")
+    if record.validation_rows < 100:
+        said.append(
+            f"Only {record.validation_rows} validation rows: one of them weighs {1 / record.validation_rows:.1%}, so "
+            "small differences mean nothing."
+        )
+    lost = [c for c in record.choices if any(t.diverged is not None for t in record.trained(c))]
+    if lost:
+        names = ", ".join(whose(record, choice) for choice in lost)
+        said.append(f"Values that were no longer finite ended trainings with batch norm over {names}.")
+    return [*said, *record.notes]
+
+
+def _of_slow(record: Synchronisation) -> list[str]:
+    said = [
+        f"The slow rank, {record.ranks - 1}, idles after each of its computations until it has taken "
+        f"{record.straggler:g} times as long. It is always the same one, and at the sum of gradients all wait for it "
+        "in any case: who does not meet at layers waits there instead.",
+    ]
+    found = {choice: is_unchanged(record, choice) for choice in record.choices}
+    changed = [whose(record, choice) for choice, same in found.items() if same is False]
+    if changed:
+        said.append(
+            f"The scores of a training with the slow rank differ from those without it over {', '.join(changed)}: that "
+            "must not be, and is a fault of this library; please report it."
+        )
+    elif any(same is not None for same in found.values()):
+        said.append(
+            f"With the slow rank, the training from seed {record.seeds[0]} had the same scores, every one of them "
+            "equal: a wait changes no number."
+        )
+    return said

@@ -15,6 +15,9 @@
 #include <utility>
 
 #include "dispatch.h"
+#ifdef __linux__
+#include "mailbox_exchange.h"
+#endif
 #include "network.h"
 #include "peaks.h"
 
@@ -25,6 +28,9 @@ namespace wholebatch {
 
 void bind_batch_norm(nb::module_ &m); // batch_norm_bindings.cpp
 void bind_mailbox(nb::module_ &m);    // mailbox_bindings.cpp
+#ifdef __linux__
+Mailbox::Header header_of(const nb::bytes &packed); // mailbox_bindings.cpp
+#endif
 
 namespace {
 
@@ -164,10 +170,30 @@ private:
   nb::object object_;
 };
 
+// Through the mailbox where Python's exchange has one.
+std::unique_ptr<Exchange> exchange_of(const nb::object &object) {
+  if (object.is_none())
+    return nullptr;
+#ifdef __linux__
+  if (const nb::object box = object.attr("box")(); !box.is_none())
+    return std::make_unique<MailboxExchange>(
+        nb::cast<Mailbox &>(box),
+        [object](Exchange::At at, int layer, std::int64_t width) {
+          const nb::gil_scoped_acquire gil;
+          return header_of(nb::cast<nb::bytes>(object.attr("header")(static_cast<int>(at), layer, width)));
+        },
+        [object](Mailbox::Status status) {
+          const nb::gil_scoped_acquire gil;
+          object.attr("settle")(static_cast<int>(status));
+        });
+#endif
+  return std::make_unique<PythonExchange>(object);
+}
+
 // What of a Spread is only there for the time of a run.
 template <class T> struct Spreading {
   Spread<T> spread;
-  std::unique_ptr<PythonExchange> whole, layers;
+  std::unique_ptr<Exchange> whole, layers;
   std::vector<Array<const std::int64_t>> counts;
   std::vector<Array<const double>> weighings;
 
@@ -177,12 +203,10 @@ template <class T> struct Spreading {
     const nb::dict d = nb::cast<nb::dict>(given);
     const auto number = [&](const char *key) { return nb::cast<std::int64_t>(d[key]); };
     const auto address = [&](const char *key) { return reinterpret_cast<T *>(nb::cast<std::uintptr_t>(d[key])); };
-    const auto exchange = [&](const char *key) -> std::unique_ptr<PythonExchange> {
-      const nb::object object = d[key];
-      return object.is_none() ? nullptr : std::make_unique<PythonExchange>(object);
-    };
-    whole = exchange("whole");
-    layers = exchange("layers");
+    const nb::object all = d["whole"], met = d["layers"];
+    whole = exchange_of(all);
+    if (!met.is(all))
+      layers = exchange_of(met);
     counts.push_back(nb::cast<Array<const std::int64_t>>(d["counts"]));
     if (const nb::object sums = d["weighings"]; !sums.is_none())
       weighings.push_back(nb::cast<Array<const double>>(sums));
@@ -195,7 +219,7 @@ template <class T> struct Spreading {
     spread.counts = counts.front().data();
     spread.weighings = weighings.empty() ? nullptr : weighings.front().data();
     spread.whole = whole.get();
-    spread.layers = layers.get();
+    spread.layers = met.is(all) ? whole.get() : layers.get();
     spread.parts = address("parts");
     spread.sums = address("sums");
     spread.alternates = nb::cast<bool>(d["alternates"]);

@@ -18,8 +18,8 @@ public:
   virtual const double *finish() = 0;
 
   // Where ranks do not see each other's parts of a weight gradient: these sums them over all shards, in order.
-  virtual void send_parts(int layer) = 0;  // this process's are complete
-  virtual void await_parts(int layer) = 0; // the sums are there when it returns
+  virtual void send_parts(int) {}  // this process's of a layer are complete
+  virtual void await_parts(int) {} // a layer's sums are there when it returns
 };
 
 } // namespace wholebatch

@@ -55,6 +55,7 @@ public:
   Mailbox(const Mailbox &) = delete;
   Mailbox &operator=(const Mailbox &) = delete;
 
+  int ranks() const { return ranks_; }
   int descriptor() const { return descriptor_; } // -1 after seal()
   void seal();                                   // all have it open: gives the descriptor back
 

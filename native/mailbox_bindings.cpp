@@ -19,6 +19,16 @@ using namespace nb::literals;
 
 namespace wholebatch {
 
+#ifdef __linux__
+Mailbox::Header header_of(const nb::bytes &packed) {
+  Mailbox::Header words;
+  if (packed.size() != sizeof(words))
+    throw std::invalid_argument("a header is " + std::to_string(sizeof(words)) + " bytes long");
+  std::memcpy(words.data(), packed.data(), sizeof(words));
+  return words;
+}
+#endif
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -39,17 +49,9 @@ void add(Address gathered, std::int64_t ranks, std::int64_t width, Address out, 
 
 #ifdef __linux__
 
-Mailbox::Header words_of(const nb::bytes &header) {
-  Mailbox::Header words;
-  if (header.size() != sizeof(words))
-    throw std::invalid_argument("a header is " + std::to_string(sizeof(words)) + " bytes long");
-  std::memcpy(words.data(), header.data(), sizeof(words));
-  return words;
-}
-
 int meet(Mailbox &box, const nb::bytes &header, double count, Address first, std::int64_t first_elements,
          Address second, std::int64_t second_elements, bool wide, Address out, double seconds) {
-  const Mailbox::Header words = words_of(header);
+  const Mailbox::Header words = header_of(header);
   const Mailbox::Vectors vectors{{reinterpret_cast<const void *>(first), reinterpret_cast<const void *>(second)},
                                  {first_elements, second_elements},
                                  wide};
@@ -58,7 +60,7 @@ int meet(Mailbox &box, const nb::bytes &header, double count, Address first, std
 }
 
 void begin(Mailbox &box, const nb::bytes &header, Address vector, std::int64_t elements, bool wide, Address out) {
-  box.begin(words_of(header), 0, {{reinterpret_cast<const void *>(vector), nullptr}, {elements, 0}, wide},
+  box.begin(header_of(header), 0, {{reinterpret_cast<const void *>(vector), nullptr}, {elements, 0}, wide},
             reinterpret_cast<double *>(out));
 }
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from wholebatch.sharing import Meeting
+from wholebatch.sharing.header import pack
 from wholebatch.sharing.processes import Processes
 from wholebatch.sharing.reduction import Reduction
+
+if TYPE_CHECKING:
+    from wholebatch._native import Mailbox
 
 _PHASES = ("forward", "backward", "gradients", "centre")  # of Exchange::At
 
@@ -28,6 +33,18 @@ class Exchange:
         self._gathered = torch.empty(0)
         self.reduction: Reduction | None = None
         self.places: list[tuple[int, int]] = []
+
+    def box(self) -> Mailbox | None:
+        """The memory that the ranks meet in: the engine does by itself what would be done below."""
+        return self._processes.mailbox()
+
+    def header(self, at: int, layer: int, width: int) -> bytes:
+        """What a meeting in that memory is called."""
+        return pack(*self._meetings[at][layer], 1, width, torch.float64)
+
+    def settle(self, status: int) -> None:
+        """A meeting there did not come about at once."""
+        self._processes.settle(status)
 
     def begin(self, at: int, layer: int, address: int, width: int) -> None:
         own = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_double)), (width,))

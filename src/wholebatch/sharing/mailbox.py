@@ -24,7 +24,7 @@ class SharedMemory:
     """A :class:`wholebatch.sharing.transport.HostTransport` for float32 and float64."""
 
     def __init__(self, box: Mailbox, rank: int, processes: Sequence[Process], timeout: Callable[[], float]) -> None:
-        self._box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
+        self.box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
         self._rows: dict[int, Tensor] = {}
         self._begun = (torch.empty(0), torch.empty(0))  # vector and answer of the meeting that was begun
 
@@ -34,7 +34,7 @@ class SharedMemory:
             return self.exchange(header, count, tuple(vector.contiguous() for vector in vectors))
         elements, more = first.numel(), 0 if second is None else second.numel()
         gathered = self._row_of_each(1 + elements + more)
-        status = self._box.meet(
+        status = self.box.meet(
             header,
             count,
             first.data_ptr(),
@@ -53,14 +53,22 @@ class SharedMemory:
         vector = vector.contiguous()
         gathered = self._row_of_each(1 + vector.numel())
         wide = vector.dtype == torch.float64
-        self._box.begin(header, vector.data_ptr(), vector.numel(), wide, gathered.data_ptr())
+        self.box.begin(header, vector.data_ptr(), vector.numel(), wide, gathered.data_ptr())
         self._begun = vector, gathered
 
     def finish(self) -> Tensor:
-        status = self._box.wait(_SLICE)
+        status = self.box.wait(_SLICE)
         if status != _MET:
-            self._wait(status, time.monotonic() - _SLICE, limited=True)
+            self.settle(status)
         return self._begun[1]
+
+    def settle(self, status: int) -> None:
+        """After a wait of a slice that was in vain: go on waiting.
+
+        Raises:
+            MeetingError: the ranks do not meet.
+        """
+        self._wait(status, time.monotonic() - _SLICE, limited=True)
 
     def _row_of_each(self, width: int) -> Tensor:
         """Memory for what is gathered, the same again and again: making it takes longer than the meeting."""
@@ -69,27 +77,27 @@ class SharedMemory:
         return self._rows[width]
 
     def stand_by(self) -> bool:
-        status = self._box.stand_by(_SLICE)
+        status = self.box.stand_by(_SLICE)
         if status == _WAITING:
             status = self._wait(status, time.monotonic() - _SLICE, limited=False)
         return status != _ALL_STAND_BY
 
     def leave(self, doing: Doing, text: str) -> None:
-        self._box.mark(int(doing), text.encode())
+        self.box.mark(int(doing), text.encode())
 
     def _wait(self, status: int, since: float, *, limited: bool) -> int:
         while status == _WAITING:
             self._look_around(time.monotonic() - since, limited)
-            status = self._box.wait(_SLICE)
+            status = self.box.wait(_SLICE)
         if status == _DISAGREED:
             # Everyone finds this out at the same time, and stays where it is.
             raise explain_disagreement(self.positions(), self._rank)
         return status
 
     def _look_around(self, waited: float, limited: bool) -> None:
-        missing = self._box.missing()
+        missing = self.box.missing()
         positions = self.positions()
-        if any(positions[rank].doing in LOST for rank in missing) and self._box.missing():
+        if any(positions[rank].doing in LOST for rank in missing) and self.box.missing():
             raise self._absence(positions, waited)
         if limited and waited > self._timeout():
             raise self._absence(positions, waited)
@@ -102,7 +110,7 @@ class SharedMemory:
         return [self._position(rank) for rank in range(len(self._processes))]
 
     def _position(self, rank: int) -> Position:
-        code, number, seconds, header, text = self._box.position(rank)
+        code, number, seconds, header, text = self.box.position(rank)
         process, doing = self._processes[rank], Doing(code)
         if rank != self._rank and doing not in LOST and process.is_gone():
             doing = Doing.GONE

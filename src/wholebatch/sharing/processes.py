@@ -35,6 +35,8 @@ from wholebatch.sharing.watch import watchers
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import ProcessGroupGloo
 
+    from wholebatch._native import Mailbox
+
 
 class Processes:
     """The ranks of a group. The first meeting, of all ranks together, opens the way that they will meet.
@@ -101,9 +103,8 @@ class Processes:
         The vector stays as it is until then. Errors as :meth:`merge`.
         """
         header = pack(meeting.layer, meeting.phase, 1, vector.shape[0], vector.dtype)
-        self._check()
+        transport = self.open()
         self.thread = threading.get_ident()
-        transport = self._on_host or self._open()
         self._begun = header
         with self._breaking():
             transport.begin(header, vector)
@@ -121,6 +122,22 @@ class Processes:
         for see in watchers:
             see(self.members, self._begun, time.perf_counter() - came)
         return gathered
+
+    def mailbox(self) -> Mailbox | None:
+        """The memory that the ranks meet in, for native code that meets there by itself, as :meth:`begin` would.
+
+        A meeting that did not come about at once goes to :meth:`settle`. None: there is no such memory, or somebody
+        watches the meetings. Errors as :meth:`merge`.
+        """
+        transport = self.open()
+        self.thread = threading.get_ident()
+        return transport.box if isinstance(transport, SharedMemory) and not watchers else None
+
+    def settle(self, status: int) -> None:
+        """Wait for the ranks that have not come to a meeting in the mailbox yet. Errors as :meth:`merge`."""
+        assert isinstance(self._on_host, SharedMemory)
+        with self._breaking():
+            self._on_host.settle(status)
 
     def stand_by(self) -> bool:
         """Take part in one meeting of the others with no examples, whatever it is. False: all ranks stand by."""
@@ -197,16 +214,18 @@ class Processes:
     @property
     def shares_memory(self) -> bool:
         """Whether all ranks are on one host, and meet in its memory. Opens the way that they meet."""
-        self._check()
-        return isinstance(self._on_host or self._open(), SharedMemory)
+        return isinstance(self.open(), SharedMemory)
 
     def connect(self, name: str) -> ProcessGroupGloo:
         """A connection of our own between the ranks, by gloo; all call this together. Errors as :meth:`merge`."""
-        self._check()
-        if self._on_host is None:
-            self._open()
+        self.open()
         with self._breaking():
             return connect(PrefixStore(name, self._board.store), self.lookout)
+
+    def open(self) -> HostTransport:
+        """How the ranks of the group meet. Errors as :meth:`merge`."""
+        self._check()
+        return self._on_host or self._open()
 
     def fail(self, error: BaseException) -> None:
         """This rank will not come to the meetings that the others expect: they are told, and later calls raise."""

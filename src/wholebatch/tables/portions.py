@@ -49,7 +49,10 @@ def read_portion(path: Path, layout: Layout, group: Group) -> pl.DataFrame | Non
     starts = list(accumulate([piece.size, *reversed(starts)], lambda after, start: after if start is None else start))
     begin, end = starts[::-1][rank : rank + 2]
     try:
-        frame = _parse(_read_records(path, piece, begin, end), layout, first=rank == 0)
+        records = _read_records(path, piece, begin, end, b"" if rank == 0 else _header(layout))
+        del piece
+        frame = _parse(records, layout)
+        del records
     except UNREADABLE:
         frame = None
     return frame if all(tell(frame is not None, group, "the portions")) else None
@@ -120,22 +123,24 @@ def _find_start(piece: _Piece, layout: Layout, inside: bool) -> int | None:
         at = found
 
 
-def _read_records(path: Path, piece: _Piece, begin: int, end: int) -> bytes:
-    """Bytes ``begin`` to ``end`` of the file, of which the piece has the most."""
-    if begin >= end:
-        return b""
-    own = piece.content[begin - piece.begin : end - piece.begin]
-    if end <= piece.end:
-        return own
+def _header(layout: Layout) -> bytes:
+    """A line that stands for the file's first."""
+    return (layout.separator.join(map(str, range(len(layout.names)))) + layout.line_end).encode()
+
+
+def _read_records(path: Path, piece: _Piece, begin: int, end: int, header: bytes) -> bytes:
+    """``header`` and bytes ``begin`` to ``end`` of the file, of which the piece has the most."""
+    own = memoryview(piece.content)[begin - piece.begin : max(end - piece.begin, 0)]
+    beyond = max(piece.end, begin)
+    if end <= beyond:
+        return b"".join((header, own))
     with path.open("rb") as file:
-        file.seek(max(piece.end, begin))
-        return own + file.read(end - max(piece.end, begin))
+        file.seek(beyond)
+        return b"".join((header, own, file.read(end - beyond)))
 
 
-def _parse(records: bytes, layout: Layout, *, first: bool) -> pl.DataFrame | None:
+def _parse(records: bytes, layout: Layout) -> pl.DataFrame | None:
     """None: a line is longer or shorter than the header."""
-    if not first:
-        records = (layout.separator.join(f"{k}" for k in range(len(layout.names))) + layout.line_end).encode() + records
     frame = parse_text(records, layout)
     if frame.width != len(layout.names):
         return None

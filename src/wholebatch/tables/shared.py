@@ -8,7 +8,7 @@ over the wire in one go is at most :data:`GO` bytes for each rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import polars as pl
 from wholebatch.sharing.messages import Group, rank_in
 from wholebatch.tables.wire import broadcast_frame, exchange_frames, tell
 
-GO = 64 << 20
+GO = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def choose_owners(sizes: dict[str, int], ranks: int) -> dict[str, int]:
     return owners
 
 
-def sizes_of(frame: pl.DataFrame) -> dict[str, int]:
+def sizes_of(columns: Iterable[pl.Series]) -> dict[str, int]:
     """Bytes of each column, by name."""
-    return {series.name: int(series.estimated_size()) for series in frame}
+    return {series.name: int(series.estimated_size()) for series in columns}
 
 
 def deal_columns(
-    chunk: pl.DataFrame | None,
+    chunk: dict[str, pl.Series],
     sizes: dict[str, int],
     group: Group,
     finish: Callable[[pl.Series], pl.Series] = lambda series: series,
@@ -95,7 +95,8 @@ def deal_columns(
     """A table from chunks of its rows.
 
     Args:
-        chunk: this rank's rows of all columns; those of rank r stand before those of rank r + 1. None: it has none.
+        chunk: this rank's rows of all columns, those of rank r before those of rank r + 1; it may have none. Columns
+            are taken out of it as they are sent.
         sizes: bytes of each column on all ranks together, in the order of the file.
         finish: what is made of a column once all of its rows are there.
     """
@@ -106,10 +107,9 @@ def deal_columns(
     goes = _count_goes(largest, max(map(len, each)))
     own: list[pl.Series] = []
     for go in range(goes):
-        for_ranks = [columns[go::goes] for columns in each]
-        pieces = exchange_frames([None if chunk is None else chunk.select(c) for c in for_ranks], group, "columns")
-        if chunk is not None:
-            chunk = chunk.drop([name for columns in for_ranks for name in columns])
+        given = [pl.DataFrame([chunk.pop(name) for name in columns[go::goes] if name in chunk]) for columns in each]
+        pieces = exchange_frames(given, group, "columns")
+        del given
         if pieces:
             own.extend(finish(series) for series in pl.concat(pieces))
     height = max(tell(len(own[0]) if own else 0, group, "how many rows there are"))

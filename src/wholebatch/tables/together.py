@@ -105,10 +105,12 @@ def _weight(dtype: pl.DataType) -> int:
 def _read_text(found: Source, group: Group) -> SharedTable | None:
     """Each rank its portion; None on every rank where one could not."""
     layout = agree(lambda: _find_layout(found), group, "the table's header")
-    chunk = read_portion(found.path, layout, group)
-    if chunk is None:
+    portion = read_portion(found.path, layout, group)
+    if portion is None:
         return None
-    each = tell(sizes_of(chunk), group, "the sizes of columns")
+    chunk = portion.to_dict()
+    del portion
+    each = tell(sizes_of(chunk.values()), group, "the sizes of columns")
     sizes = {name: sum(sizes[name] for sizes in each) for name in layout.names}
     return deal_columns(chunk, sizes, group, lambda cells: find_type(cells, layout.separator == ";"))
 
@@ -120,6 +122,6 @@ def _find_layout(found: Source) -> Layout:
 
 def _read_by_first(found: Source, group: Group) -> SharedTable:
     """The first rank reads all and deals it out."""
-    frame = agree_first(lambda: read_table(found.name), group, "the table")
-    sizes = tell_first(None if frame is None else sizes_of(frame), group, "the sizes of columns")
-    return deal_columns(frame, sizes, group)
+    chunk = agree_first(lambda: read_table(found.name).to_dict(), group, "the table") or {}
+    sizes = tell_first(sizes_of(chunk.values()), group, "the sizes of columns")
+    return deal_columns(chunk, sizes, group)

@@ -22,7 +22,7 @@ def tell_first(value: Any, group: Group, what: str) -> Any:
     return json.loads(broadcast_bytes(json.dumps(value).encode(), group, what))
 
 
-def exchange_frames(frames: Sequence[pl.DataFrame | None], group: Group, what: str) -> list[pl.DataFrame]:
+def exchange_frames(frames: Sequence[pl.DataFrame], group: Group, what: str) -> list[pl.DataFrame]:
     """``frames[r]`` goes to rank r; returns what ranks had for this one, in rank order, but for those with nothing."""
     received = exchange_bytes([_pack(frame) for frame in frames], group, what)
     return [_unpack(content) for content in received if content]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from forks import server
 from wholebatch.kernels import native_available
 from wholebatch.kernels.batch_norm import Kernel, Native, Reference
 
@@ -27,6 +28,13 @@ settings.register_profile(
     "house", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    """Of several workers each runs tests of every kind; what it forks from imports while the first ones run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        server()
 
 
 @pytest.fixture(params=["reference", "native"], scope="session")

@@ -1,21 +1,15 @@
-"""The real command in a real process, without paying for imports each time.
-
-A fork server imports the libraries once, which takes seconds, and forks a process per command.
-"""
+"""The real command in a real process, forked from one that has the libraries imported."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import sys
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["wholebatch.runs", "wholebatch.commands.train", "wholebatch.commands.predict", "sklearn.model_selection"]
+from forks import server
 
 
 @dataclass
@@ -37,31 +31,23 @@ class Command:
         self.process.join()
 
 
-def start(folder: Path, *arguments: str, most_bytes: int | None = None) -> Command:
-    """Run ``wholebatch arguments``; with ``most_bytes`` the system lets it make no file larger than that."""
-    process = _server().Process(target=_run, args=(folder, arguments, most_bytes))
+def start(folder: Path, *arguments: str, most_bytes: int | None = None, **variables: str) -> Command:
+    """Run ``wholebatch arguments``, with these variables added to the environment.
+
+    With ``most_bytes`` the system lets it make no file larger than that.
+    """
+    process = server().Process(target=_run, args=(folder, arguments, most_bytes, variables))
     process.start()
     return Command(process, folder)
 
 
-def example_server() -> ForkServerContext:
-    """Starts processes that have the libraries imported."""
-    return _server()
-
-
-@cache
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def _run(folder: Path, arguments: tuple[str, ...], most_bytes: int | None) -> None:
+def _run(folder: Path, arguments: tuple[str, ...], most_bytes: int | None, variables: dict[str, str]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    os.environ.update(variables)
     sys.argv = ["wholebatch", *arguments]
     from wholebatch.commands import main
 

@@ -24,9 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from processes import PRELOADED
+from forks import server
 
 
 @dataclass
@@ -86,7 +84,7 @@ def run_ranks(
         for rank in range(ranks):
             ours, theirs = multiprocessing.Pipe(duplex=False)
             job = pickle.dumps((function, arguments))
-            process = _server().Process(
+            process = server().Process(
                 target=_live, args=(rank, ranks, job, folder, theirs, group_timeout, each[rank]), daemon=True
             )
             process.start()
@@ -105,14 +103,6 @@ def run_ranks(
             written = folder / f"output{rank}"
             outcome.output = written.read_text(errors="replace") if written.exists() else ""
     return outcomes
-
-
-@cache
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # torch._dynamo takes two seconds, and any optimizer imports it.
-    context.set_forkserver_preload([*PRELOADED, "torch._dynamo", "wholebatch.sharing", "wholebatch.layers"])
-    return context
 
 
 def _collect(

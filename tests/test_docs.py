@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import example_server
+from forks import server
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ def test_the_page_of_costs_has_the_numbers_of_its_recordings() -> None:
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_every_python_example_runs(block: str, tmp_path: Path) -> None:
     # Each by itself, in a process of its own: a new one that has the libraries imported.
-    process = example_server().Process(target=run_example, args=(block, tmp_path))
+    process = server().Process(target=run_example, args=(block, tmp_path))
     process.start()
     process.join()
     assert process.exitcode == 0, f"{block}\n{(tmp_path / 'stderr').read_text()}"

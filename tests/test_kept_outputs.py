@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.programs import run
 from wholebatch.kernels import native_available
 from wholebatch.kernels.batch_norm import Affine, Native
 from wholebatch.kernels.batch_norm.outputs import LEAST, MEBI, Outputs, outputs
@@ -198,10 +198,7 @@ def test_the_bound_is_a_setting(wish: str, expected: str) -> None:
         "try:\n    limit = outputs().limit\n    print(limit, 'ok' if 0 < limit <= 1 << 30 else '')\n"
         "except ValueError as e:\n    print(e)"
     )
-    environment = {**os.environ, "WHOLEBATCH_KEPT_MIB": wish}
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = run(program, WHOLEBATCH_KEPT_MIB=wish)
     assert expected in result.stdout, result.stderr
 
 

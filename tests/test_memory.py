@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,16 +162,11 @@ def test_the_command_line_refuses_in_one_sentence(tmp_path: Path):
 
 @needs_native
 def test_an_unknown_instruction_set_is_told_in_one_sentence(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "wholebatch", "train", "iris", "--target", "species", "--out", str(tmp_path / "run")],
-        env=os.environ | {"WHOLEBATCH_INSTRUCTION_SET": "avx99"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "WHOLEBATCH_INSTRUCTION_SET is 'avx99'; known are avx512, avx2 and portable" in done.stderr
+    line = ["train", "iris", "--target", "species", "--out", str(tmp_path / "run")]
+    code, _, err = start(tmp_path, *line, WHOLEBATCH_INSTRUCTION_SET="avx99").wait()
+    assert code == 1
+    assert err.count("\n") == 1, err
+    assert "WHOLEBATCH_INSTRUCTION_SET is 'avx99'; known are avx512, avx2 and portable" in err
     assert not (tmp_path / "run").exists()
 
 

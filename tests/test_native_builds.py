@@ -83,7 +83,7 @@ def test_every_build_agrees_with_the_reference(name: str) -> None:
 
 @native_only
 def test_a_forked_child_goes_on_and_ends() -> None:
-    result = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
+    result = run(FORK)
     assert result.stdout.split() == ["0", "True"], result.stderr
 
 

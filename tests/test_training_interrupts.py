@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
 import torch
 
-from oracle import make_model
+from forks import server
+from oracle import engine_of, make_data, make_model
 from small_problem import X, Y, copy_of, same
-from wholebatch import Training
+from wholebatch import Loss, Optimizer, Training
 from wholebatch.feedforward.training import State
 
 
@@ -62,65 +65,59 @@ def test_an_error_in_progress_leaves_the_last_whole_epoch(engine: str):
     assert not model.training
 
 
-INTERRUPTED = """
-import sys
-import numpy as np, torch
-from oracle import engine_of, make_data, make_model
-from wholebatch import Loss, Optimizer
+def be_interrupted(engine: str, batch: int, pipe: Connection) -> None:
+    """In a process of its own: an epoch of minutes, what became of it, and another one after it."""
+    for number in (1, 2):
+        os.dup2(pipe.fileno(), number)
+    loss, optimizer = Loss("cross_entropy"), Optimizer("adam", 1e-4)
+    model = make_model((64, 256, 256, 5), "batch", "before", "relu", dtype=torch.float32, dropout=0.1)
+    data = make_data(model, loss, 2000)
+    runner = engine_of(engine, model, loss, optimizer, n_threads=2)
 
-torch.set_num_threads(1)
-loss, optimizer = Loss("cross_entropy"), Optimizer("adam", 1e-4)
-model = make_model((64, 256, 256, 5), "batch", "before", "relu", dtype=torch.float32, dropout=0.1)
-data = make_data(model, loss, 2000)
-runner = engine_of(sys.argv[1], model, loss, optimizer, n_threads=2)
+    def epoch(examples: int, progress: Callable[[int, float], None] | None = None) -> None:
+        order = np.arange(examples) % 2000
+        offsets = np.arange(0, examples + 1, batch)
+        runner.train_epoch(data, order, offsets, np.full(len(offsets) - 1, 1e-4), progress)
 
-def epoch(examples, progress=None):
-    order = np.arange(examples) % 2000
-    offsets = np.arange(0, examples + 1, int(sys.argv[2]))
-    runner.train_epoch(data, order, offsets, np.full(len(offsets) - 1, 1e-4), progress)
+    def everything() -> dict[str, torch.Tensor]:
+        return {**model.state_dict(), **runner.optimizer_state, "step": torch.tensor(runner.step)}
 
-def everything():
-    return {**model.state_dict(), **runner.optimizer_state, "step": torch.tensor(runner.step)}
-
-epoch(2000)
-before = {name: tensor.clone() for name, tensor in everything().items()}
-try:
-    epoch(20_000_000, lambda done, mean: print("RUNNING", done, flush=True))
-    print("FINISHED", flush=True)
-except KeyboardInterrupt:
-    print("INTERRUPTED", flush=True)
-    print("KEPT", all(torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
     epoch(2000)
-    print("GOES ON", any(not torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
-"""
+    before = {name: tensor.clone() for name, tensor in everything().items()}
+    try:
+        epoch(20_000_000, lambda done, mean: print("RUNNING", done, flush=True))
+        print("FINISHED", flush=True)
+    except KeyboardInterrupt:
+        print("INTERRUPTED", flush=True)
+        print("KEPT", all(torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True)
+        epoch(2000)
+        print(
+            "GOES ON", any(not torch.equal(tensor, before[name]) for name, tensor in everything().items()), flush=True
+        )
 
 
 @pytest.mark.parametrize("batch", [100, 2000])
-def test_ctrl_c_answers_at_once_and_leaves_the_last_whole_epoch(
-    engine: str, batch: int, request: pytest.FixtureRequest
-):
+def test_ctrl_c_answers_at_once_and_leaves_the_last_whole_epoch(engine: str, batch: int):
     """In the midst of an epoch of minutes. Promised is a second; five are allowed for a machine that is busy."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, engine, str(batch)],
-        cwd=request.path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = server().Process(target=be_interrupted, args=(engine, batch, theirs))
+    process.start()
+    theirs.close()
     try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first.startswith("RUNNING"), first
-        process.send_signal(signal.SIGINT)
-        sent, waited, lines = time.monotonic(), math.inf, []
-        for line in process.stdout:
-            if line.startswith("INTERRUPTED"):
-                waited = time.monotonic() - sent
-            if not line.startswith("RUNNING"):
-                lines.append(line.split())
-        _, errors = process.communicate(timeout=60)
+        with open(ours.fileno(), closefd=False) as said:
+            first = said.readline()
+            assert first.startswith("RUNNING"), first
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+            sent, waited, lines = time.monotonic(), math.inf, []
+            for line in said:
+                if line.startswith("INTERRUPTED"):
+                    waited = time.monotonic() - sent
+                if not line.startswith("RUNNING"):
+                    lines.append(line.split())
+        process.join()
     finally:
         process.kill()
-    assert process.returncode == 0, errors
+    assert process.exitcode == 0, lines
     assert lines == [["INTERRUPTED"], ["KEPT", "True"], ["GOES", "ON", "True"]]
     assert waited < 5

@@ -176,7 +176,7 @@ def test_weights_ignored_columns_and_missing_targets(capsys: pytest.CaptureFixtu
     assert sum(score.rows for score in recording.scores) == 73
     assert [column.name for column in recording.columns] == ["a", "b", "color", "day", "red"]
     recorded = Settings.model_validate(json.loads(Path("run/config.json").read_text())["settings"])
-    prepared, _, _, loss = session._build(recorded, Ranks())
+    prepared, _, loss = session._build(recorded, Ranks())
     assert prepared.training.weight is not None
     assert set(prepared.training.weight) == {1.0, 2.0, 3.0}
     counts = np.bincount(prepared.training.y)

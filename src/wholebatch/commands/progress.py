@@ -40,7 +40,7 @@ class Display(Bar):
         )
         self.session = session
         self.total = session.settings.epochs
-        self.rows = session.rows["training"]
+        self.rows = len(session.prepared.whole["training"])
         self._latest = ""
         self._told = time.monotonic()
         self._task = self._bar.add_task(
@@ -100,7 +100,7 @@ def show_scores(recording: Recording) -> None:
 def _introduction(session: Session) -> list[str]:
     """What is about to be trained, in a few lines."""
     prepared, config = session.prepared, session.config
-    rows = ", ".join(f"{count:,} {name}" for name, count in session.rows.items())
+    rows = ", ".join(f"{len(whole):,} {name}" for name, whole in prepared.whole.items())
     sizes = " - ".join(map(str, session.net.architecture.sizes))
     parameters = sum(p.numel() for p in session.net.parameters())
     engine = config.engine if config.engine == "reference" else f"{config.engine} engine, {config.instruction_set}"

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from wholebatch.feedforward.sharding import shard_bounds
 from wholebatch.runs.model import Model
-from wholebatch.runs.prepared import Part
+from wholebatch.runs.prepared import Prepared
 from wholebatch.runs.ranks import Ranks
 
 
@@ -21,20 +22,17 @@ class Predicted:
     weight: np.ndarray | None
 
 
-def predict(model: Model, part: Part, bounds: np.ndarray, ranks: Ranks, name: str) -> Predicted:
-    """The rows of all ranks on the first rank; nobody's on the others.
+def predict(model: Model, prepared: Prepared, shards: int, ranks: Ranks) -> dict[str, Predicted]:
+    """By the name of the part; all rows on the first rank, no outputs on the others.
 
-    Args:
-        part: this rank's rows.
-        bounds: where each of its shards begins, and the end of the last. Each is predicted by itself, so that the
-            numbers do not depend on who holds it: a product over other rows may have other last bits.
+    The rows of each shard are predicted by themselves, so that no number depends on who holds them: a product over
+    other rows may have other last bits.
     """
-    starts = bounds - bounds[0]
-    outputs = np.concatenate([model.outputs(part.x[begin:end]) for begin, end in pairwise(starts)])
-    whole = [
-        None if values is None else ranks.gather(values, f"{what} of the {name} rows")
-        for what, values in (("outputs", outputs), ("targets", part.y), ("weights", part.weight))
-    ]
-    assert whole[0] is not None
-    assert whole[1] is not None
-    return Predicted(whole[0], whole[1], whole[2])
+    found, each = {}, shards // ranks.count
+    for name, whole in prepared.whole.items():
+        part = getattr(prepared, name)
+        bounds = shard_bounds(len(whole), shards)[ranks.rank * each : (ranks.rank + 1) * each + 1]
+        pieces = [model.outputs(part.x[a - bounds[0] : b - bounds[0]]) for a, b in pairwise(bounds)]
+        outputs = ranks.gather(np.concatenate(pieces), f"outputs of the {name} rows")
+        found[name] = Predicted(outputs, whole.y, whole.weight)
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars
@@ -110,14 +111,15 @@ class Recording(BaseModel):
 
 
 def record(
-    config: Config, prepared: Prepared, model: Model, loss: Loss, history: History, parts: dict[PartName, Predicted]
+    config: Config, prepared: Prepared, model: Model, loss: Loss, history: History, parts: Mapping[str, Predicted]
 ) -> Recording:
     """Everything there is to say about a finished run.
 
     Args:
-        parts: what the finished net predicts for all rows, training first, test last.
+        parts: what the finished net predicts for all rows of each part.
     """
-    shown: PartName = list(parts)[-1]
+    named: dict[PartName, Predicted] = {name: parts[name] for name in get_args(PartName) if name in parts}
+    shown = list(named)[-1]
     target, preprocessing, settings = prepared.target, prepared.preprocessing, config.settings
     return Recording(
         wholebatch=wholebatch.__version__,
@@ -126,13 +128,13 @@ def record(
         task=target.task,
         classes=len(target.classes),
         score_name=SCORES[target.task],
-        scores=[_score(name, part, loss) for name, part in parts.items()],
+        scores=[_score(name, part, loss) for name, part in named.items()],
         history=[_finite(row) for row in thin(history.epochs)],
         epochs=len(history.epochs),
         best_epoch=history.best_epoch,
         stopped_early=history.stopped_early,
         shown=shown,
-        evaluation=evaluate(target, parts[shown].outputs, parts[shown].y),
+        evaluation=evaluate(target, named[shown].outputs, named[shown].y),
         layers=describe_layers(model.net, preprocessing.feature_names),
         columns=[
             ColumnRecord(name=c.name, kind=c.kind, features=len(c.features), became=c.became)

@@ -32,17 +32,15 @@ from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.training import History, fit
 from wholebatch.files import remove_parts
 from wholebatch.runs.checkpoint import FILE, find_checkpoint, put_spoiled_aside, read_checkpoint, save_checkpoint
-from wholebatch.runs.dealing import deal, own_bounds
 from wholebatch.runs.folder import EVENTS, Config, Run
 from wholebatch.runs.metrics import Metrics, check_tensorboard
 from wholebatch.runs.model import Model
 from wholebatch.runs.predicted import predict
-from wholebatch.runs.prepared import Part, Prepared, class_weights, prepare
+from wholebatch.runs.prepared import Prepared, class_weights, prepare_spread
 from wholebatch.runs.ranks import Ranks
-from wholebatch.runs.recording import PartName, Recording, record
+from wholebatch.runs.recording import Recording, record
 from wholebatch.runs.report import write_report
 from wholebatch.runs.settings import Settings
-from wholebatch.tables import read_table
 
 Row = dict[str, float]
 
@@ -52,14 +50,12 @@ class Session:
     """A run that is ready to train: everything checked, the folder made.
 
     Attributes:
-        prepared: the rows of this rank.
-        rows: how many rows of each part all ranks have together.
+        prepared: the rows of this rank, and what is known of all.
     """
 
     run: Run
     config: Config
     prepared: Prepared
-    rows: dict[PartName, int]
     net: FeedForward
     loss: Loss
     state: State | None
@@ -151,12 +147,9 @@ class Session:
         )
 
     def _finish(self, ended: History) -> Recording | None:
-        settings, shards = self.settings, self.settings.shards or 1
-        model = Model(self.net, self.prepared.preprocessing, self.prepared.target, settings.model_dump(mode="json"))
-        parts = {
-            name: predict(model, part, own_bounds(self.rows[name], shards, self.ranks), self.ranks, name)
-            for name, part in _parts(self.prepared).items()
-        }
+        settings, prepared = self.settings, self.prepared
+        model = Model(self.net, prepared.preprocessing, prepared.target, settings.model_dump(mode="json"))
+        parts = predict(model, prepared, settings.shards or 1, self.ranks)
         if not self.ranks.first:
             return None
         model.save(self.run.path)
@@ -195,7 +188,7 @@ def begin(
         return b""
 
     ranks.agree_first(check, "the run folder")
-    prepared, rows, net, loss = _build(settings, ranks)
+    prepared, net, loss = _build(settings, ranks)
     path = Path(settings.table)
     config = Config(
         wholebatch=wholebatch.__version__,
@@ -217,7 +210,7 @@ def begin(
         return b""
 
     ranks.agree_first(make, "the run folder")
-    return Session(run, config, prepared, rows, net, loss, None, tensorboard, ranks)
+    return Session(run, config, prepared, net, loss, None, tensorboard, ranks)
 
 
 def resume(
@@ -248,7 +241,7 @@ def resume(
     if tensorboard and ranks.first:
         check_tensorboard()
     state, fault = _find_state(run, ranks)
-    prepared, rows, net, loss = _build(wanted, ranks)
+    prepared, net, loss = _build(wanted, ranks)
 
     def check() -> bytes:
         config.check_data(prepared, out)
@@ -274,7 +267,7 @@ def resume(
     settings = wanted.model_copy(update={"table": config.settings.table})
     config = config.model_copy(update={"settings": settings, "processes": ranks.count})
     _check_alike(ranks, config.model_copy(update={"instruction_set": here, "data_sha256": prepared.digest}))
-    return Session(run, config, prepared, rows, net, loss, state, tensorboard, ranks)
+    return Session(run, config, prepared, net, loss, state, tensorboard, ranks)
 
 
 def _wanted(config: Config, change: Callable[[Settings], Settings], out: Path, ranks: Ranks) -> Settings:
@@ -311,24 +304,21 @@ def _find_state(run: Run, ranks: Ranks) -> tuple[State | None, str]:
     return state, faults[0] if faults else ""
 
 
-def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, dict[PartName, int], FeedForward, Loss]:
-    """This rank's rows, the rows of all, the net with its first parameters, and the loss; settings are checked, too."""
+def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, FeedForward, Loss]:
+    """The table, the net with its first parameters, and the loss; every setting is checked on the way."""
     settings.make_optimizer()
     training = settings.make_training()
     settings.architecture(1, 1)
     if settings.patience is not None and settings.validation_fraction == 0:
         raise ValueError(f"--patience {settings.patience} needs validation rows to watch; --validation-fraction is 0")
-    whole = ranks.agree(lambda: prepare(read_table(settings.table), settings), "the table")
-    rows = {name: len(part) for name, part in _parts(whole).items()}
     shards = settings.shards or 1
-    if rows["training"] < shards:
-        raise ValueError(
-            f"there are {rows['training']} rows to train on, fewer than {shards} shards; ask for fewer with --shards"
-        )
-    loss = settings.make_loss(whole.target.task, class_weights(whole, settings))
-    architecture = settings.architecture(len(whole.preprocessing.feature_names), whole.target.out_features)
-    offsets = batch_offsets(rows["training"], training.batch_size, architecture)
-    prepared = deal(whole, shards, ranks)
+    prepared = prepare_spread(settings.table, settings, shards, ranks.group)
+    rows = len(prepared.whole["training"])
+    if rows < shards:
+        raise ValueError(f"there are {rows} rows to train on, fewer than {shards} shards; ask for fewer with --shards")
+    loss = settings.make_loss(prepared.target.task, class_weights(prepared, settings))
+    architecture = settings.architecture(len(prepared.preprocessing.feature_names), prepared.target.out_features)
+    offsets = batch_offsets(rows, training.batch_size, architecture)
 
     def check() -> None:
         check_fit(
@@ -346,17 +336,7 @@ def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, dict[PartName, i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = FeedForward.of(architecture)
-    return prepared, rows, net, loss
-
-
-def _parts(prepared: Prepared) -> dict[PartName, Part]:
-    """The parts that there are, training first."""
-    named: list[tuple[PartName, Part | None]] = [
-        ("training", prepared.training),
-        ("validation", prepared.validation),
-        ("test", prepared.test),
-    ]
-    return {name: part for name, part in named if part is not None}
+    return prepared, net, loss
 
 
 def _check_alike(ranks: Ranks, config: Config) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FeedForward,
         Loss,
         Optimizer,
+        Spread,
         Training,
     )
     from wholebatch.layers import (
@@ -64,6 +65,7 @@ __all__ = [
     "Loss",
     "MeetingError",
     "Optimizer",
+    "Spread",
     "Training",
     "__version__",
     "accumulate",
@@ -92,6 +94,7 @@ _ROOMS = {
         "FeedForward",
         "Loss",
         "Optimizer",
+        "Spread",
         "Training",
     ),
     "wholebatch.layers": (

@@ -3,6 +3,7 @@
 from wholebatch.feedforward.engine import NonFiniteLossError
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
+from wholebatch.feedforward.spread import Spread
 from wholebatch.feedforward.training import History, State, Training
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Loss",
     "NonFiniteLossError",
     "Optimizer",
+    "Spread",
     "State",
     "Training",
 ]

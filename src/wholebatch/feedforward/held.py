@@ -17,7 +17,7 @@ import torch
 from wholebatch.feedforward.agreement import tell_numbers
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine
-from wholebatch.feedforward.evaluation import check_scorable, rate
+from wholebatch.feedforward.evaluation import rate
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss
 
@@ -25,8 +25,11 @@ from wholebatch.feedforward.settings import Loss
 class Held:
     """The rows held out, of which this rank has ``data``.
 
-    Raises:
-        ValueError: on every rank, where a score could not tell better from worse.
+    Args:
+        block: the engine's ``predicted_rows``.
+
+    Attributes:
+        whole: targets and weights of the rows of all ranks; inputs it has none.
     """
 
     def __init__(self, data: Data, loss: Loss, peers: Peers | None = None, block: int = 1) -> None:
@@ -37,13 +40,16 @@ class Held:
         if weight is None and rows[:, 1].any():
             weight = np.ones(len(data), data.x.dtype)
         y = gather_rows(peers, data.y)
-        self._whole = Data(np.empty((len(y), 0)), y, None if weight is None else gather_rows(peers, weight))
-        check_scorable(self._whole, loss)
+        self.whole = Data(np.empty((len(y), 0)), y, None if weight is None else gather_rows(peers, weight))
         self._x = data.x if peers is None else _take_blocks(data.x, rows[:, 0], peers, block)
 
     def __len__(self) -> int:
         """How many rows this rank predicts."""
         return int(self._x.shape[0])
+
+    def predict(self, engine: Engine) -> np.ndarray:
+        """The outputs for the rows of all ranks, ``(N, out_features)``."""
+        return gather_rows(self._peers, engine.predict(self._x))
 
     def evaluate(self, engine: Engine) -> tuple[float, float]:
         """(loss, score) of the net in eval mode, over the rows of all ranks.
@@ -51,13 +57,13 @@ class Held:
         Raises:
             ValueError: an output that is not finite.
         """
-        out = gather_rows(self._peers, engine.predict(self._x))
+        out = self.predict(engine)
         if self._peers is None:
-            return rate(out, self._whole, self._loss)
+            return rate(out, self.whole, self._loss)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a sum's rounding may depend on it, and ranks may have other numbers of threads
         try:
-            return rate(out, self._whole, self._loss)
+            return rate(out, self.whole, self._loss)
         finally:
             torch.set_num_threads(threads)
 

@@ -54,13 +54,23 @@ def check_rows(peers: Peers, data: Data) -> Data:
     return data
 
 
+def cut_shards(peers: Peers | None, rows: int) -> np.ndarray:
+    """Where each of this rank's shards begins among its ``rows``, and the end of the last: ``(own shards + 1,)``."""
+    return shard_bounds(rows, 1 if peers is None else len(peers.own))
+
+
+def tell_sizes(peers: Peers | None, bounds: np.ndarray) -> list[int]:
+    """The rows of each of all shards, from the bounds of the own ones."""
+    sizes: list[int] = tell_numbers(peers, np.diff(bounds)).astype(np.int64).ravel().tolist()
+    return sizes
+
+
 def deal_rows(peers: Peers | None, rows: int, batch_size: int, architecture: Architecture) -> Deal:
     """How the ``rows`` of this rank, and those of all others, make mini-batches of ``batch_size`` rows.
 
     Raises:
         ValueError: on every rank; see :func:`wholebatch.feedforward.data.batch_offsets`.
     """
-    if peers is None:
-        return Deal.of((rows,), range(1), batch_offsets(rows, batch_size, architecture))
-    sizes = tell_numbers(peers, np.diff(shard_bounds(rows, len(peers.own)))).astype(np.int64).ravel().tolist()
-    return Deal.of(sizes, peers.own, batch_offsets(sum(sizes), batch_size, architecture))
+    sizes = tell_sizes(peers, cut_shards(peers, rows))
+    own = range(1) if peers is None else peers.own
+    return Deal.of(sizes, own, batch_offsets(sum(sizes), batch_size, architecture))

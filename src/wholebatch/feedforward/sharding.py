@@ -86,10 +86,6 @@ class Deal:
             shuffled(self.sizes[shard], seed, epoch, shard) if shuffle else np.arange(self.sizes[shard])
             for shard in self.own
         ]
-        return self.interleave(of_shards)
-
-    def interleave(self, of_shards: Sequence[np.ndarray]) -> np.ndarray:
-        """:meth:`order` from that of each own shard by itself: ``(its rows,)`` indices within the shard."""
         if len(self.own) == 1:
             return of_shards[0]
         begins = accumulate((self.sizes[shard] for shard in self.own), initial=0)

@@ -21,7 +21,7 @@ from wholebatch.feedforward.agreement import check_equal, digest, do_together, t
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
 from wholebatch.feedforward.engines import check_fit, engine_kind, make_engine
-from wholebatch.feedforward.evaluation import default_loss
+from wholebatch.feedforward.evaluation import check_scorable, default_loss
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.held import Held
 from wholebatch.feedforward.module import FeedForward
@@ -169,6 +169,7 @@ def fit(
         held_x, held_y, held_weight = (*validation, None)[:3]
         of_rank = take_rows(peers, held_x, held_y, held_weight, architecture, loss, dtype)
         held = Held(of_rank, loss, peers, kind.predicted_rows)
+        check_scorable(held.whole, loss)
 
     def make_runner() -> tuple[Engine, dict[str, Tensor] | None]:
         check_fit(

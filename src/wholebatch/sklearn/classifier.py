@@ -6,12 +6,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn import neural_network
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, Real, StrOptions
+from sklearn.utils.multiclass import unique_labels
 
+from wholebatch.feedforward.agreement import do_together
+from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.spread import Spread
 from wholebatch.sklearn.parameters import CONSTRAINTS
 from wholebatch.sklearn.perceptron import Perceptron
+from wholebatch.sklearn.spreading import balance, union_labels
 
 
 class MLPClassifier(Perceptron, neural_network.MLPClassifier):
@@ -36,6 +42,10 @@ class MLPClassifier(Perceptron, neural_network.MLPClassifier):
         n_threads: threads of the engine; None chooses by shape and cores. The result does not depend on it.
         split: who holds what in a mini-batch: ``"example"``, ``"neuron"`` or ``"auto"``. Nor does it depend on this.
         engine: ``"native"``, ``"reference"`` (torch), or ``"auto"``: native where it was built.
+        spread: a :class:`wholebatch.Spread`: ``fit`` and ``partial_fit`` are called by every rank of the default
+            process group, each with rows of its own, and learn from all of them: every rank ends with the same net,
+            and the same ``classes_``. Without a process group this process holds all shards. Predictions are of the
+            rows that are given, by this process alone. None: learn from the rows that are given.
 
     Attributes:
         norm_weights_, norm_biases_: gamma and beta of each hidden layer (without a norm none, under ``"rms"`` no beta).
@@ -97,6 +107,7 @@ class MLPClassifier(Perceptron, neural_network.MLPClassifier):
         n_threads: int | None = None,
         split: str = "auto",
         engine: str = "auto",
+        spread: Spread | None = None,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -135,6 +146,7 @@ class MLPClassifier(Perceptron, neural_network.MLPClassifier):
         self.n_threads = n_threads
         self.split = split
         self.engine = engine
+        self.spread = spread
 
     def _objective(self) -> Loss:
         smoothing, alpha = float(self.label_smoothing), float(self.alpha)
@@ -146,13 +158,36 @@ class MLPClassifier(Perceptron, neural_network.MLPClassifier):
     def _targets(self, y: np.ndarray, dtype: Any) -> np.ndarray:
         return y.argmax(1) if self.out_activation_ == "softmax" else y.astype(dtype)
 
-    def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None, *, incremental: bool) -> np.ndarray | None:
+    def _encode(self, y: np.ndarray, peers: Peers, *, incremental: bool) -> np.ndarray:
+        # By scikit-learn's rules for one table, with the labels of all ranks: one of them may not have every class.
+        labels = union_labels(peers, unique_labels(y))
+        if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
+            self._label_binarizer = LabelBinarizer().fit(y if y.ndim == 2 else labels)
+            self.classes_ = self._label_binarizer.classes_
+        elif self.warm_start and set(labels) != set(self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
+                f"got {self.classes_}, `y` has {labels}"
+            )
+        elif not self.warm_start and len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
+            )
+        encoded: np.ndarray = self._label_binarizer.transform(y).astype(bool)
+        return encoded
+
+    def _weights(
+        self, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None, *, incremental: bool
+    ) -> np.ndarray | None:
         if self.class_weight is None:
             return sample_weight
-        if incremental and self.class_weight == "balanced":
+        balanced = self.class_weight == "balanced"
+        if incremental and balanced:
             raise ValueError(
                 "class_weight='balanced' needs all of y at once, which partial_fit does not have; give the weights as "
                 "a dict: sklearn.utils.compute_class_weight('balanced', classes=..., y=...) computes them"
             )
-        weight = compute_sample_weight(self.class_weight, self._label_binarizer.inverse_transform(y))
+        labels = self._label_binarizer.inverse_transform(y)
+        chosen = balance(peers, labels, self.classes_) if balanced and peers is not None else self.class_weight
+        weight = do_together(peers, lambda: compute_sample_weight(chosen, labels))
         return np.asarray(weight if sample_weight is None else weight * sample_weight)

@@ -10,19 +10,28 @@ import warnings
 from typing import Any
 
 import numpy as np
-from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing
 
-from wholebatch.feedforward.data import as_tensor, batch_offsets
+from wholebatch.feedforward.data import as_tensor
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
+from wholebatch.feedforward.peers import Peers
 from wholebatch.sklearn import parameters
 from wholebatch.sklearn.live import Live, Work, live_for
+from wholebatch.sklearn.portion import take_all, take_own
 
 
-def run_epochs(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None, *, incremental: bool) -> None:
+def run_epochs(
+    estimator: Any,
+    x: Any,
+    y: np.ndarray,
+    weight: np.ndarray | None,
+    *,
+    incremental: bool,
+    peers: Peers | None = None,
+) -> None:
     """Train until a stopping rule holds, ``max_iter`` epochs are done, or Ctrl-C; one epoch where ``incremental``.
+
+    Where other ranks train too, Ctrl-C is an error: they could not go on with what this one has.
 
     Raises:
         ValueError: early stopping where ``incremental``, or with fewer than 2 rows to validate on.
@@ -30,37 +39,27 @@ def run_epochs(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None,
     """
     if incremental and estimator.early_stopping:
         raise ValueError("partial_fit does not support early_stopping=True")
-    kept, held = np.arange(x.shape[0], dtype=np.int64), None
-    if estimator.early_stopping:
-        kept, held = hold_out(estimator, x, y, weight)
-    data = estimator._data(x, y, weight)
-    rows = len(kept)
-    if estimator.batch_size != "auto" and estimator.batch_size > rows:
+    portion = take_all(estimator, x, y, weight) if peers is None else take_own(estimator, x, y, weight, peers)
+    if estimator.batch_size != "auto" and estimator.batch_size > portion.rows:
         warnings.warn(
             "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
         )
-    offsets = batch_offsets(rows, parameters.batch_rows(estimator.batch_size, rows), estimator._architecture)
-    live = start(estimator, fresh=not (incremental and hasattr(estimator, "_optimizer")))
-    order = kept
+    live = start(estimator, peers, fresh=not (incremental and hasattr(estimator, "_optimizer")))
     try:
         estimator.n_iter_ = 0
-        for _ in range(estimator.max_iter):
-            if estimator.shuffle:
-                steps = np.arange(rows)
-                estimator._random_state.shuffle(steps)  # what sklearn.utils.shuffle does, without its many checks
-                order = order[steps]
-            rates = np.full(len(offsets) - 1, float(estimator._optimizer.learning_rate))
+        for _, order in zip(range(estimator.max_iter), portion.orders, strict=False):
+            rates = np.full(len(portion.offsets) - 1, float(estimator._optimizer.learning_rate))
             try:
-                result = live.engine.train_epoch(data, order, offsets, rates)
+                result = live.engine.train_epoch(portion.data, order, portion.offsets, rates, counts=portion.counts)
             except NonFiniteLossError as error:
                 raise error.in_epoch(estimator.n_iter_ + 1) from None
             estimator.n_iter_ += 1
             estimator.loss_ = estimator._reported(result.loss, result.penalty)
-            estimator.t_ += rows
+            estimator.t_ += portion.rows
             estimator.loss_curve_.append(estimator.loss_)
             if estimator.verbose:
                 print(f"Iteration {estimator.n_iter_}, loss = {estimator.loss_:.8f}")
-            stops = end_epoch(estimator, live.engine, held)
+            stops = end_epoch(estimator, live.engine, portion.held)
             if stops or incremental:
                 break
             if estimator.n_iter_ == estimator.max_iter:
@@ -71,32 +70,13 @@ def run_epochs(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None,
                     stacklevel=4,
                 )
     except KeyboardInterrupt:
+        if peers is not None and peers.ranks > 1:
+            raise
         warnings.warn("Training interrupted by user.", stacklevel=4)
     finish(estimator, live.engine)
 
 
-def hold_out(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, Any]:
-    """The rows to train on, and (x, y, weight) to validate on, split as scikit-learn splits them.
-
-    The rows to train on stay where they are in the table; only those to validate on are copied.
-
-    Raises:
-        ValueError: fewer than 2 rows to validate on.
-    """
-    classifies = is_classifier(estimator)
-    kept, out = train_test_split(
-        np.arange(x.shape[0], dtype=np.int64),
-        random_state=estimator._random_state,
-        test_size=estimator.validation_fraction,
-        stratify=y if classifies and estimator.n_outputs_ == 1 else None,
-    )
-    if len(out) < 2:
-        raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-    y_held = estimator._label_binarizer.inverse_transform(y[out]) if classifies else y[out]
-    return kept, (_safe_indexing(x, out), y_held, None if weight is None else weight[out])
-
-
-def start(estimator: Any, *, fresh: bool) -> Live:
+def start(estimator: Any, peers: Peers | None, *, fresh: bool) -> Live:
     """The engine, with a fresh optimizer, or (``partial_fit``) with the state of the earlier calls' optimizer."""
     if fresh:
         estimator._optimizer = parameters.schedule(estimator)
@@ -105,7 +85,7 @@ def start(estimator: Any, *, fresh: bool) -> Live:
         estimator._dropout_seed = estimator._random_state.randint(2**31 - 1) if estimator.dropout else 0
         estimator._steps, estimator._optimizer_state = 0, {}
         estimator._live = None
-    work = Work(estimator._architecture, estimator._objective(), estimator._update_rule, estimator._dropout_seed)
+    work = Work(estimator._architecture, estimator._objective(), estimator._update_rule, estimator._dropout_seed, peers)
     live = live_for(estimator, work)
     if not fresh:
         live.engine.step = estimator._steps

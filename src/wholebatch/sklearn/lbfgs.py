@@ -17,10 +17,20 @@ from wholebatch.feedforward.engine import Engine
 VECTORS = 25
 
 
-def minimise(engine: Engine, data: Data, *, max_iter: int, max_fun: int, tol: float, verbose: bool) -> Any:
+def minimise(
+    engine: Engine,
+    data: Data,
+    counts: np.ndarray | None = None,
+    *,
+    max_iter: int,
+    max_fun: int,
+    tol: float,
+    verbose: bool,
+) -> Any:
     """Leave the net at the minimum that ``scipy.optimize.minimize`` finds, and return what it returns.
 
-    The net is in float64, as SciPy's vector is: float32 is too coarse for its line search.
+    The net is in float64, as SciPy's vector is: float32 is too coarse for its line search. Over ranks (``counts`` as
+    :meth:`Engine.gradients` takes them) every rank gets the same bits, and so takes the same steps.
 
     Raises:
         NonFiniteLossError: a loss that is not finite.
@@ -29,7 +39,7 @@ def minimise(engine: Engine, data: Data, *, max_iter: int, max_fun: int, tol: fl
 
     def evaluate(point: np.ndarray) -> tuple[float, np.ndarray]:
         _put(point, parameters)
-        loss, gradients = engine.gradients(data)
+        loss, gradients = engine.gradients(data, counts=counts)
         return loss, _pack(gradients[name] for name in parameters)
 
     found = scipy.optimize.minimize(
@@ -48,20 +58,21 @@ def minimise(engine: Engine, data: Data, *, max_iter: int, max_fun: int, tol: fl
     return found
 
 
-def take_statistics(engine: Engine, data: Data) -> None:
+def take_statistics(engine: Engine, data: Data, counts: np.ndarray | None, weight: float) -> None:
     """Make the running statistics those of ``data``, so that the net predicts just what the last evaluation saw.
 
     Needs a net with momentum 1, which leaves nothing of older statistics. torch keeps the unbiased variance; the step
     itself used the biased one, which is what has to stand here.
+
+    Args:
+        weight: by which the unbiased variance is one: how many rows the mini-batch counts.
     """
-    engine.gradients(data, update_running_statistics=True)
-    weight = data.sample_weight
-    count = float(len(data) if weight is None else max(weight.sum(), np.count_nonzero(weight)))
+    engine.gradients(data, update_running_statistics=True, counts=counts)
     for part in engine.model.parts():
         if isinstance(part.norm, nn.BatchNorm1d):
             assert part.norm.running_var is not None
             assert part.norm.momentum == 1.0
-            part.norm.running_var.mul_(max(count - 1, 1.0) / count)
+            part.norm.running_var.mul_(max(weight - 1, 1.0) / weight)
 
 
 def _pack(tensors: Any) -> np.ndarray:

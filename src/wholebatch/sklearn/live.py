@@ -16,6 +16,7 @@ import numpy as np
 
 from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.engines import make_engine
+from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
 from wholebatch.sklearn.binding import arrays_of, bind
 
@@ -42,6 +43,7 @@ class Work:
     loss: Loss
     optimizer: Optimizer
     seed: int
+    peers: Peers | None = None  # who else trains
 
 
 @dataclass
@@ -74,7 +76,14 @@ def live_for(estimator: Any, work: Work | None = None) -> Live:
     work = work or Work(estimator._architecture, Loss("mse"), Optimizer("sgd"), seed=0)
     net = bind(estimator, work.architecture)
     engine = make_engine(
-        net, work.loss, work.optimizer, seed=work.seed, n_threads=team.n_threads, split=team.split, engine=team.engine
+        net,
+        work.loss,
+        work.optimizer,
+        seed=work.seed,
+        n_threads=team.n_threads,
+        split=team.split,
+        engine=team.engine,
+        peers=work.peers,
     )
     live = estimator._live = Live(team, work, engine, arrays_of(estimator))
     return live

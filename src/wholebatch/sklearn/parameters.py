@@ -12,6 +12,7 @@ from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOpti
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from wholebatch.feedforward.settings import Activation, Architecture, NormPosition, Optimizer, Split
+from wholebatch.feedforward.spread import Spread
 
 STOCHASTIC_SOLVERS = ("sgd", "adam", "adamw")
 
@@ -29,6 +30,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "split": [StrOptions(set(get_args(Split)))],
     "engine": [StrOptions({"auto", "native", "reference"})],
+    "spread": [Spread, None],
 }
 
 

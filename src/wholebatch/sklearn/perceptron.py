@@ -14,21 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import expit, softmax
+from sklearn.base import is_classifier
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from wholebatch.feedforward.agreement import do_together, take_net, tell_numbers
 from wholebatch.feedforward.data import Data, prepare_inputs
 from wholebatch.feedforward.engine import NonFiniteLossError
 from wholebatch.feedforward.engines import check_fit, check_predict
+from wholebatch.feedforward.evaluation import score
 from wholebatch.feedforward.footprint import net_bytes
+from wholebatch.feedforward.held import Held
 from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.peers import Peers
+from wholebatch.feedforward.rows import check_rows, cut_shards, tell_sizes
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
 from wholebatch.sklearn import lbfgs, parameters
 from wholebatch.sklearn.binding import NORM_ARRAYS, bind, cast, make_norm_arrays, torch_dtype
 from wholebatch.sklearn.epochs import run_epochs
 from wholebatch.sklearn.live import Team, Work, live_for, whole_table
+from wholebatch.sklearn.spreading import check_alike, check_labels, peers_of, share_random_state
 
 
 class Perceptron(BaseMultilayerPerceptron):
@@ -49,7 +57,9 @@ class Perceptron(BaseMultilayerPerceptron):
     def _targets(self, y: np.ndarray, dtype: Any) -> np.ndarray:
         """``y`` ``(N, n_outputs)``, as scikit-learn encodes it, as the engine takes it."""
 
-    def _weights(self, y: np.ndarray, sample_weight: np.ndarray | None, *, incremental: bool) -> np.ndarray | None:
+    def _weights(
+        self, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None, *, incremental: bool
+    ) -> np.ndarray | None:
         """The weight of each example, or None for equal ones."""
         return sample_weight
 
@@ -106,15 +116,23 @@ class Perceptron(BaseMultilayerPerceptron):
         return coef.astype(dtype, order="F"), intercept.astype(dtype)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        peers = peers_of(self)
         hidden = parameters.hidden_sizes(self.hidden_layer_sizes)
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
-        X, y = self._validate_input(X, y, incremental, reset=first)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X)
+        if peers is None:
+            X, y = self._validate_input(X, y, incremental, reset=first)
+            if sample_weight is not None:
+                sample_weight = _check_sample_weight(sample_weight, X)
+            samples = X.shape[0]
+        else:
+            X, y, sample_weight = do_together(peers, lambda: self._check_table(X, y, sample_weight, reset=first))
+            check_alike(peers, self, X, y, first=first)
+            y = self._encode(y, peers, incremental=incremental)
+            samples = int(tell_numbers(peers, [X.shape[0]]).sum())
         if y.ndim == 1:
             y = y.reshape((-1, 1))
         architecture = parameters.architecture(self, X.shape[1], hidden, y.shape[1])
-        if architecture.waits and X.shape[0] < 2:
+        if architecture.waits and samples < 2:
             raise ValueError(
                 "norm='batch' needs at least 2 samples to have a variance, got 1 sample; give more rows at a time, "
                 "or choose norm='layer', norm='rms' or norm=None"
@@ -125,22 +143,50 @@ class Perceptron(BaseMultilayerPerceptron):
         self.n_outputs_ = y.shape[1]
         if not incremental:
             self._live = None  # its memory is free again before more is asked for
-        self._check_memory(X.shape[0], X.dtype, first=first, incremental=incremental)
-        self._random_state = check_random_state(self.random_state)
+        do_together(peers, lambda: self._check_memory(X.shape[0], X.dtype, first=first, incremental=incremental))
+        if peers is None:
+            self._random_state = check_random_state(self.random_state)
+        else:
+            self._random_state = share_random_state(peers, self.random_state)
         if first:
             self._initialize(y, [*architecture.sizes], X.dtype)
-        sample_weight = self._weights(y, sample_weight, incremental=incremental)
+        if peers is not None:
+            take_net(peers, bind(self, architecture))
+        sample_weight = self._weights(y, sample_weight, peers, incremental=incremental)
         try:
             if self.solver == "lbfgs":
-                self._fit_by_lbfgs(X, y, sample_weight)
+                self._fit_by_lbfgs(X, y, sample_weight, peers)
             else:
-                run_epochs(self, X, y, sample_weight, incremental=incremental)
+                run_epochs(self, X, y, sample_weight, incremental=incremental, peers=peers)
         except NonFiniteLossError as error:
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 f"preprocessed: {error}"
             ) from error
         return self
+
+    def _check_table(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, np.ndarray, Any]:
+        """This rank's rows, checked as scikit-learn checks all; labels are still what a person gave."""
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse=["csr", "csc"],
+            multi_output=True,
+            y_numeric=not is_classifier(self),
+            dtype=(np.float64, np.float32),
+            reset=reset,
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if is_classifier(self):
+            check_classification_targets(y)
+            check_labels(y)
+        return X, y, None if sample_weight is None else _check_sample_weight(sample_weight, X)
+
+    def _encode(self, y: np.ndarray, peers: Peers, *, incremental: bool) -> np.ndarray:
+        """The targets of :meth:`_check_table` as scikit-learn encodes them, by what all ranks have."""
+        return y
 
     def _check_memory(self, rows: int, dtype: Any, *, first: bool, incremental: bool) -> None:
         """Refuse a training that does not fit in memory, before any is taken.
@@ -167,7 +213,7 @@ class Perceptron(BaseMultilayerPerceptron):
             net=net,
         )
 
-    def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+    def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None) -> None:
         if self.dropout:
             raise ValueError(
                 f"dropout={self.dropout} with solver='lbfgs': L-BFGS needs the same loss at every evaluation; "
@@ -176,19 +222,24 @@ class Perceptron(BaseMultilayerPerceptron):
         dtype = self.coefs_[0].dtype
         cast(self, np.float64)
         try:
-            data = self._data(X, y, sample_weight)
-            work = whole_table(Work(self._architecture, self._objective(), Optimizer("sgd"), seed=0))
+            data, counts = self._data(X, y, sample_weight), None
+            if peers is not None:
+                data = check_rows(peers, data)
+                counts = np.array([tell_sizes(peers, cut_shards(peers, len(data)))])
+            weight = data.sample_weight
+            own = [len(data)] * 2 if weight is None else [weight.sum(), np.count_nonzero(weight)]
+            total, weighed = tell_numbers(peers, own).sum(0)
+            work = whole_table(Work(self._architecture, self._objective(), Optimizer("sgd"), 0, peers))
             engine = live_for(self, work).engine
             verbose = self.verbose is True or self.verbose >= 1
             found = lbfgs.minimise(
-                engine, data, max_iter=self.max_iter, max_fun=self.max_fun, tol=self.tol, verbose=verbose
+                engine, data, counts, max_iter=self.max_iter, max_fun=self.max_fun, tol=self.tol, verbose=verbose
             )
             self.n_iter_ = _check_optimize_result("lbfgs", found, self.max_iter)
             squares = sum(float(np.vdot(coef, coef)) for coef in self.coefs_)
-            count = len(data) if sample_weight is None else sample_weight.sum()
-            self.loss_ = self._reported(found.fun, 0.5 * self.alpha * squares / count)
+            self.loss_ = self._reported(found.fun, 0.5 * self.alpha * squares / total)
             if self._architecture.waits:
-                lbfgs.take_statistics(engine, data)
+                lbfgs.take_statistics(engine, data, counts, max(total, weighed))
                 self._read_batches_tracked(engine.model)
         finally:
             cast(self, dtype)
@@ -214,6 +265,13 @@ class Perceptron(BaseMultilayerPerceptron):
         if self.out_activation_ == "softmax":
             return np.asarray(softmax(out, axis=1))
         return np.asarray(expit(out)) if self.out_activation_ == "logistic" else out
+
+    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        if not isinstance(X, Held):
+            found: float = super()._score(X, y, sample_weight=sample_weight)
+            return found
+        out = X.predict(live_for(self).engine)
+        return score(out, X.whole, self._objective()) if np.isfinite(out).all() else math.nan
 
     def _update_no_improvement_count(self, early_stopping: bool, X: Any, y: Any, sample_weight: Any) -> None:
         before = self.best_validation_score_

@@ -9,6 +9,7 @@ from sklearn import neural_network
 from sklearn.utils._param_validation import Interval, Real, StrOptions
 
 from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.spread import Spread
 from wholebatch.sklearn.parameters import CONSTRAINTS
 from wholebatch.sklearn.perceptron import Perceptron
 
@@ -35,6 +36,10 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         n_threads: threads of the engine; None chooses by shape and cores. The result does not depend on it.
         split: who holds what in a mini-batch: ``"example"``, ``"neuron"`` or ``"auto"``. Nor does it depend on this.
         engine: ``"native"``, ``"reference"`` (torch), or ``"auto"``: native where it was built.
+        spread: a :class:`wholebatch.Spread`: ``fit`` and ``partial_fit`` are called by every rank of the default
+            process group, each with rows of its own, and learn from all of them: every rank ends with the same net,
+            and the same ``classes_``. Without a process group this process holds all shards. Predictions are of the
+            rows that are given, by this process alone. None: learn from the rows that are given.
 
     Attributes:
         norm_weights_, norm_biases_: gamma and beta of each hidden layer (without a norm none, under ``"rms"`` no beta).
@@ -97,6 +102,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         n_threads: int | None = None,
         split: str = "auto",
         engine: str = "auto",
+        spread: Spread | None = None,
     ) -> None:
         super().__init__(
             loss=loss,
@@ -135,6 +141,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         self.n_threads = n_threads
         self.split = split
         self.engine = engine
+        self.spread = spread
 
     def _objective(self) -> Loss:
         outputs, alpha = float(self.n_outputs_), float(self.alpha)

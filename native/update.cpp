@@ -97,11 +97,16 @@ template <class T> void Network<T>::reduce(const Step &step, int layer) {
   const Spread<T> &spread = epoch_->spread;
   const T *from = spread.sums ? spread.sums + part_of(layer).first : parts_in(step, 0, layer);
   const int parts = spread.sums ? 1 : spread.shards;
+  constexpr std::int64_t rows = 96; // of a panel, whose sum is in the first-level cache when it is used
   each_tile(step, Phase::reduction, layer, [&](const Tile &tile) {
-    each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
-      kernels_.sum_parts(count, parts, from + at, part_size(), state.weight.gradient.get() + at);
-    });
-    finish_gradient(step, layer, tile);
+    for (std::int64_t panel = tile.panels.begin; panel < tile.panels.end; ++panel)
+      for (std::int64_t k = tile.depth.begin; k < tile.depth.end; k += rows) {
+        const Tile piece{{k, std::min(k + rows, tile.depth.end)}, {panel, panel + 1}};
+        each_stretch(state, piece, [&](std::int64_t, std::int64_t at, std::int64_t count) {
+          kernels_.sum_parts(count, parts, from + at, part_size(), state.weight.gradient.get() + at);
+        });
+        finish_gradient(step, layer, piece);
+      }
   });
   if (state.norm && step.worker == 0)
     finish_norm(step, layer);

@@ -16,6 +16,7 @@ import click
 import numpy as np
 import pytest
 
+from ended import group_of
 from wholebatch.commands import main
 from wholebatch.commands.quantities import Bandwidth, Duration, Factor, Jitter, Workers
 from wholebatch.cost.plan.check import last_to_come
@@ -326,21 +327,6 @@ def test_a_rank_that_fails_ends_all(how: str, said: str):
 def test_ranks_that_give_no_result_are_ended():
     with pytest.raises(RankError, match="rank 0, 1 of 2 gave no result in time"):
         run_ranks(fail, 2, "sleep", patience=0.0)
-
-
-def group_of(leader: int) -> list[int]:
-    """Processes of the process group of ``leader``, from /proc/PID/stat."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except OSError:
-                continue
-            state, _, pgrp = text[text.rindex(")") + 2 :].split()[:3]
-            if int(pgrp) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

@@ -51,7 +51,7 @@ def run_ranks(
     Raises:
         RankError: with the first rank that failed, and its reason.
     """
-    context = _context()
+    context = _context(function.__module__)
     pipes: list[Connection] = []
     processes: list[BaseProcess] = []
     with tempfile.TemporaryDirectory(prefix="wholebatch-") as folder:
@@ -82,12 +82,12 @@ def tell(value: Any) -> None:
         pipe.send(("told", value))
 
 
-def _context() -> Any:
-    """How processes are made: forked from one that has torch imported, where the system can."""
+def _context(module: str) -> Any:
+    """How processes are made: forked from one that has imported ``module``, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wholebatch.layers", "wholebatch.feedforward"])
+    context.set_forkserver_preload([module])
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what it forks inherits that
     try:
         multiprocessing.forkserver.ensure_running()

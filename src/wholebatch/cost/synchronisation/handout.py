@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from wholebatch.cost.comparison.problem import Problem
 from wholebatch.feedforward.data import Data, prepare
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
+
+if TYPE_CHECKING:  # ranks need not import what reads tables
+    from wholebatch.cost.comparison.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from wholebatch.cost.comparison.settings import Wanted as Compared
 from wholebatch.cost.comparison.timing import summarise
 from wholebatch.cost.ranks import PATIENCE, run_ranks
 from wholebatch.cost.synchronisation.handout import Handout, hand_out
-from wholebatch.cost.synchronisation.member import Burst, Course, Entry, time_steps, train
+from wholebatch.cost.synchronisation.member import Burst, Course, Entry, Timed, Trained, measure
 from wholebatch.cost.synchronisation.record import Steps, Synchronisation, Training
 from wholebatch.cost.synchronisation.settings import LEAST_ROUNDS, Wanted
 from wholebatch.feedforward.sharding import shard_bounds
@@ -51,11 +51,9 @@ def synchronise(wanted: Wanted, tell: Tell = lambda what, share: None) -> Synchr
     )
     if not problem.plain.hidden_layer_sizes:
         raise ValueError("the net has no hidden layer, so there is no batch norm to synchronise; give --hidden sizes")
-    entries = [Entry(choice, slow) for slow in _slows(wanted) for choice in wanted.choices]
     with TemporaryDirectory(prefix="wholebatch-") as folder:
         handout = hand_out(problem, Path(folder), wanted.group, wanted.straggler)
-        steps = _time(handout, entries, wanted, tell)
-        trainings = _train(handout, wanted, tell)
+        steps, trainings = _measure(handout, wanted, tell)
     return _record(problem, prepared, wanted, steps, trainings, [*notes, *order_notes(problem, wanted.processes)])
 
 
@@ -83,26 +81,24 @@ def order_notes(problem: Problem, ranks: int) -> list[str]:
     ]
 
 
-def _slows(wanted: Wanted) -> tuple[bool, ...]:
-    return (False, True) if wanted.straggler > 1 else (False,)
-
-
-def _time(handout: Handout, entries: Sequence[Entry], wanted: Wanted, tell: Tell) -> list[Steps]:
-    stage = "timing steps"
-    tell(stage, 0.0)
-    found: list[list[list[Burst]]] = run_ranks(
-        time_steps,
-        wanted.processes,
-        handout,
-        entries,
-        wanted.rounds,
-        min(LEAST_ROUNDS, wanted.rounds),
-        wanted.burst_seconds,
-        wanted.timing_seconds,
-        patience=SILENCE,
-        told=lambda share: tell(stage, share),
+def _measure(handout: Handout, wanted: Wanted, tell: Tell) -> tuple[list[Steps], list[Training]]:
+    plain = [Entry(choice, False) for choice in wanted.choices]
+    slow = [Entry(choice, True) for choice in wanted.choices] if wanted.straggler > 1 else []
+    timed = Timed(
+        [*plain, *slow], wanted.rounds, min(LEAST_ROUNDS, wanted.rounds), wanted.burst_seconds, wanted.timing_seconds
     )
-    return [take_together(entry, [of_rank[index] for of_rank in found]) for index, entry in enumerate(entries)]
+    trained = Trained([[*plain, *(slow if seed == 0 else [])] for seed in range(wanted.seeds)], wanted.run.epochs)
+    tell("starting ranks", 0.0)
+    found: list[tuple[list[list[Burst]], list[list[Course]]]] = run_ranks(
+        measure, wanted.processes, handout, timed, trained, patience=SILENCE, told=lambda said: tell(*said)
+    )
+    steps = [take_together(entry, [bursts[index] for bursts, _ in found]) for index, entry in enumerate(timed.entries)]
+    trainings = [
+        _training(entry, seed, course)
+        for seed, (entries, courses) in enumerate(zip(trained.entries, found[0][1], strict=True))
+        for entry, course in zip(entries, courses, strict=True)
+    ]
+    return steps, trainings
 
 
 def take_together(entry: Entry, bursts: Sequence[Sequence[Burst]]) -> Steps:
@@ -119,27 +115,6 @@ def take_together(entry: Entry, bursts: Sequence[Sequence[Burst]]) -> Steps:
         exchange=medians(lambda burst: burst.exchange),
         wait=medians(lambda burst: burst.wait),
     )
-
-
-def _train(handout: Handout, wanted: Wanted, tell: Tell) -> list[Training]:
-    found = []
-    for seed in range(wanted.seeds):
-        slows = _slows(wanted) if seed == 0 else (False,)
-        entries = [Entry(choice, slow) for slow in slows for choice in wanted.choices]
-        stage = f"training, seed {seed + 1} of {wanted.seeds}"
-        tell(stage, 0.0)
-        courses: list[list[Course]] = run_ranks(
-            train,
-            wanted.processes,
-            handout,
-            entries,
-            seed,
-            wanted.run.epochs,
-            patience=SILENCE,
-            told=lambda share, stage=stage: tell(stage, share),  # type: ignore[misc]
-        )
-        found += [_training(entry, seed, course) for entry, course in zip(entries, courses[0], strict=True)]
-    return found
 
 
 def _training(entry: Entry, seed: int, course: Course) -> Training:

@@ -68,6 +68,48 @@ class Course:
     diverged: int | None
 
 
+@dataclass(frozen=True)
+class Timed:
+    """How steps are to be timed.
+
+    Attributes:
+        entries: that take turns.
+        rounds, least: so many rounds; fewer, but ``least``, where they would take more than ``seconds``.
+        burst_seconds: that a burst should take.
+        seconds: of all rounds.
+    """
+
+    entries: Sequence[Entry]
+    rounds: int
+    least: int
+    burst_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which trainings are to be done: from each seed those of some entries, over so many epochs."""
+
+    entries: Sequence[Sequence[Entry]]
+    epochs: int
+
+
+def measure(
+    rank: int, handout: Handout, timed: Timed, trained: Trained
+) -> tuple[list[list[Burst]], list[list[Course]]]:
+    """The bursts of each timed entry as this rank took them, by round; and by seed the course of each training.
+
+    Rank 0 tells the stage that it is in, and the share of it that is done.
+    """
+    bursts = _time_steps(rank, handout, timed)
+    courses = []
+    for seed, entries in enumerate(trained.entries):
+        courses.append(
+            _train(rank, handout, entries, seed, trained.epochs, f"seed {seed + 1} of {len(trained.entries)}")
+        )
+    return bursts, courses
+
+
 class Member:
     """This rank's engine, and its rows."""
 
@@ -152,26 +194,19 @@ class _Clocked(NativeEngine):
         return Burst(seconds / steps, network.exchanged() / steps, network.awaited() / steps)
 
 
-def time_steps(
-    rank: int, handout: Handout, entries: Sequence[Entry], rounds: int, least: int, burst_seconds: float, seconds: float
-) -> list[list[Burst]]:
-    """The bursts of each entry, as this rank took them: one in each round, the entries in a new order every time.
-
-    Args:
-        rounds, least: so many rounds; fewer, but ``least``, where they would take more than ``seconds``.
-        burst_seconds: that a burst should take.
-    """
+def _time_steps(rank: int, handout: Handout, timed: Timed) -> list[list[Burst]]:
+    """One burst of each entry in each round, the entries in a new order every time."""
+    entries, stage = timed.entries, "timing steps"
     members = [Member(handout, entry, 0, TIMED_RATE) for entry in entries]
     steps, cost = [], 0.0
     for done, member in enumerate(members):
         few = min(LEAST_STEPS, member.steps)
         member.train(few)
         took = _agreed(min(member.train(few).step for _ in range(3)))
-        steps.append(min(member.steps, max(few, int(burst_seconds / took))))
+        steps.append(min(member.steps, max(few, int(timed.burst_seconds / took))))
         cost += (steps[-1] + WARM_STEPS) * took
-        if rank == 0:
-            tell(0.2 * (done + 1) / len(members))
-    rounds = min(rounds, max(least, int(seconds / cost)))
+        _say(rank, stage, 0.2 * (done + 1) / len(members))
+    rounds = min(timed.rounds, max(timed.least, int(timed.seconds / cost)))
     found: list[list[Burst]] = [[] for _ in entries]
     order, shuffle = list(range(len(entries))), random.Random(0).shuffle  # the same on all ranks
     for turn in range(rounds):
@@ -179,15 +214,15 @@ def time_steps(
         for index in order:
             members[index].train(min(WARM_STEPS, members[index].steps))
             found[index].append(members[index].train(steps[index]))
-        if rank == 0:
-            tell(0.2 + 0.8 * (turn + 1) / rounds)
+        _say(rank, stage, 0.2 + 0.8 * (turn + 1) / rounds)
     return found
 
 
-def train(rank: int, handout: Handout, entries: Sequence[Entry], seed: int, epochs: int) -> list[Course]:
+def _train(rank: int, handout: Handout, entries: Sequence[Entry], seed: int, epochs: int, which: str) -> list[Course]:
     """A training of each entry from one seed; their epochs take turns, in a new order every time."""
     members = [Member(handout, entry, seed, handout.optimizer.learning_rate) for entry in entries]
     courses = [Course([], [_first(member)], None) for member in members]
+    stage = f"training, {which}"
     going, shuffle = list(range(len(entries))), random.Random(seed).shuffle  # the same on all ranks
     for epoch in range(epochs):
         shuffle(going)
@@ -204,9 +239,13 @@ def train(rank: int, handout: Handout, entries: Sequence[Entry], seed: int, epoc
                 continue
             course.seconds.append(seconds)
             course.scores.append(value)
-        if rank == 0:
-            tell((epoch + 1) / epochs)
+        _say(rank, stage, (epoch + 1) / epochs)
     return courses
+
+
+def _say(rank: int, stage: str, share: float) -> None:
+    if rank == 0:
+        tell((stage, share))
 
 
 def _first(member: Member) -> float:

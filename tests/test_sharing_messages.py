@@ -16,6 +16,7 @@ from wholebatch.sharing import MeetingError, post, set_timeout
 from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, gather_bytes, give_up, rank_in
 
 RANKS = 3
+LENGTHS = [0, 100, post.SHORT, post.SHORT + 1, 5000]
 
 
 def content(source: int, target: int, size: int) -> bytes:
@@ -29,8 +30,8 @@ def size_between(source: int, target: int) -> int:
 
 def send_all(rank: int) -> list[Any]:
     post.PORTION = 1000
-    gathered = gather_bytes(content(rank, 9, 1000 * rank), "world", "numbers")
-    told = broadcast_bytes(b"from %d" % rank, "world", source=1)
+    gathered = [gather_bytes(content(rank, 9, size * rank), "world", "numbers") for size in LENGTHS]
+    told = [broadcast_bytes(content(rank, 8, size), "world", source=1) for size in LENGTHS]
     dealt = exchange_bytes([content(rank, to, size_between(rank, to)) for to in range(RANKS)], "world")
     return [rank_in("world"), gathered, told, [hashlib.sha256(piece).digest() for piece in dealt]]
 
@@ -40,8 +41,8 @@ def test_what_arrives_is_what_was_sent() -> None:
     for rank, outcome in enumerate(outcomes):
         place, gathered, told, dealt = outcome.value
         assert place == (rank, RANKS)
-        assert gathered == [content(source, 9, 1000 * source) for source in range(RANKS)]
-        assert told == b"from 1"
+        assert gathered == [[content(source, 9, size * source) for source in range(RANKS)] for size in LENGTHS]
+        assert told == [content(1, 8, size) for size in LENGTHS]
         expected = [content(source, rank, size_between(source, rank)) for source in range(RANKS)]
         assert dealt == [hashlib.sha256(piece).digest() for piece in expected]
 

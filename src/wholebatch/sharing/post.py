@@ -1,7 +1,8 @@
 """One rank's connections to the others for messages: by gloo, of our own, whatever the group's backend.
 
-A message begins with a front of fixed size, which says what the message is and how long: gloo aborts the process where
-ranks bring different sizes. Waits are in slices, with the diagnosis of :mod:`wholebatch.sharing.lookout`.
+A message begins with a front of fixed size, which says what the message is and how long, with the first bytes of it:
+gloo aborts the process where ranks bring different sizes. Waits are in slices, with the diagnosis of
+:mod:`wholebatch.sharing.lookout`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ Content = bytes | bytearray | memoryview
 
 PORTION = 16 << 20
 """Bytes between two ranks in one go: what an exchange needs of memory beside its contents."""
-_FRONT = struct.Struct("<Q16s96s")  # number, kind, what it is about; then the sizes
+SHORT = 512
+"""Bytes of a content that go along with the front: most of what ranks tell each other is no longer."""
+_FRONT = struct.Struct("<Q16s96s")  # number, kind, what it is about; then the first bytes, and the sizes
 
 
 class Post:
@@ -61,18 +64,24 @@ class Post:
     def gather(self, content: Content, what: str) -> list[bytes]:
         """See :func:`wholebatch.sharing.messages.gather_bytes`, as the two below."""
         with self._meet():
-            sizes = self._open("gather", what, [len(content)] * self.ranks)[:, 0].tolist()
-            return [self._spread(content, size, rank) for rank, size in enumerate(sizes)]
+            sizes, short = self._open("gather", what, [len(content)] * self.ranks, content)
+            gathered = [self._spread(content, short[rank], int(sizes[rank, 0]), rank) for rank in range(self.ranks)]
+            self._close(sizes)
+            return gathered
 
     def broadcast(self, content: Content, what: str, source: int) -> bytes:
         with self._meet():
-            sizes = self._open("broadcast", what, [len(content)] * self.ranks)[:, 0].tolist()
-            return self._spread(content, sizes[source], source)
+            sizes, short = self._open("broadcast", what, [len(content)] * self.ranks, content)
+            told = self._spread(content, short[source], int(sizes[source, 0]), source)
+            self._close(sizes[source])
+            return told
 
     def exchange(self, contents: Sequence[Content], what: str) -> list[bytes]:
         with self._meet():
-            sizes = self._open("exchange", what, [len(content) for content in contents])
-            return self._deal(contents, sizes)
+            sizes, _ = self._open("exchange", what, [len(content) for content in contents])
+            dealt = self._deal(contents, sizes)
+            self._close(sizes)
+            return dealt
 
     def give_up(self, error: BaseException) -> None:
         """Tell the others that this rank raised, and raise from now on."""
@@ -108,8 +117,12 @@ class Post:
             raise
         self._lookout.stand(Doing.OUTSIDE)
 
-    def _open(self, kind: str, what: str, sizes: list[int]) -> np.ndarray:
-        """Tell how many bytes this rank has for each: ``(ranks, ranks)``, from whom and for whom."""
+    def _open(self, kind: str, what: str, sizes: list[int], content: Content = b"") -> tuple[np.ndarray, list[bytes]]:
+        """Tell how many bytes this rank has for each, and the first of them.
+
+        Returns:
+            ``(ranks, ranks)``, from whom and for whom; and what :data:`SHORT` bytes of each rank's hold.
+        """
         self._number += 1
         header = Header(what, kind, 1, sum(sizes), torch.uint8)
         self._lookout.stand(Doing.MEETING, number=self._number, header=header)
@@ -117,15 +130,23 @@ class Post:
             self._lookout.answer()
             self._group = connect(PrefixStore("gloo", self._store), self._lookout)
         front = _FRONT.pack(self._number, kind.encode(), what.encode()[-96:])
-        sent = _as_tensor(front + np.asarray(sizes, "<i8").tobytes())
+        begun = bytes(content[:SHORT]).ljust(SHORT, b"\0")
+        sent = _as_tensor(front + begun + np.asarray(sizes, "<i8").tobytes())
         received = torch.empty((self.ranks, len(sent)), dtype=torch.uint8)
         wait(self._group._allgather_base(received.view(-1), sent), self._lookout)  # type: ignore[attr-defined]
         rows = [row.tobytes() for row in received.numpy()]
-        gathered = np.stack([np.frombuffer(row[_FRONT.size :], "<i8") for row in rows])
+        gathered = np.stack([np.frombuffer(row[_FRONT.size + SHORT :], "<i8") for row in rows])
         self._hear(rows, gathered)
         if any(row[: _FRONT.size] != front for row in rows):
             raise explain_disagreement(self._lookout.known, self.rank, MESSAGES)
-        return gathered
+        return gathered, [row[_FRONT.size : _FRONT.size + SHORT] for row in rows]
+
+    def _close(self, sizes: np.ndarray) -> None:
+        """Wait until all have all of a long message: a rank that is done may end, and others would be told of it."""
+        if sizes.max() > SHORT:
+            assert self._group is not None
+            done = torch.empty(self.ranks, dtype=torch.uint8)
+            wait(self._group._allgather_base(done, done[:1].clone()), self._lookout)  # type: ignore[attr-defined]
 
     def _hear(self, rows: list[bytes], sizes: np.ndarray) -> None:
         """Where the others stand, for a diagnosis."""
@@ -136,14 +157,15 @@ class Post:
             here = self._lookout.known[rank]
             self._lookout.known[rank] = replace(here, doing=Doing.MEETING, number=number, header=header)
 
-    def _spread(self, content: Content, size: int, source: int) -> bytes:
-        """``size`` bytes from rank ``source`` to all."""
+    def _spread(self, content: Content, short: bytes, size: int, source: int) -> bytes:
+        """``size`` bytes from rank ``source`` to all, unless they are short, and all have them."""
         assert self._group is not None
+        if size <= SHORT:
+            return short[:size]
         values = _as_tensor(content) if source == self.rank else torch.empty(size, dtype=torch.uint8)
         options = BroadcastOptions()
         options.rootRank = source
-        if size:
-            wait(self._group.broadcast([values], options), self._lookout)  # type: ignore[attr-defined]
+        wait(self._group.broadcast([values], options), self._lookout)  # type: ignore[attr-defined]
         return bytes(content) if source == self.rank else values.numpy().tobytes()
 
     def _deal(self, contents: Sequence[Content], sizes: np.ndarray) -> list[bytes]:

@@ -65,7 +65,8 @@ class SharedTable:
         pieces: list[pl.DataFrame] = []
         for go in range(goes):
             taken = self.own.select(here[go::goes])
-            pieces.extend(exchange_frames([taken[given] for given in rows], self.group, "rows"))
+            given = [taken[r] if taken.width else taken for r in rows]
+            pieces.extend(exchange_frames(given, self.group, "rows"))
         if not pieces:
             return pl.DataFrame()
         return pl.concat(pieces, how="horizontal").select(wanted)

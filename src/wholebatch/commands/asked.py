@@ -92,7 +92,7 @@ def _run(session: Session, quiet: bool) -> Recording | None:
     except OSError as error:
         raise UnwrittenError(f"{explain(error)}; {kept(session.run.path)}") from error
     except ValueError as error:
-        done = session.run.epochs_kept
+        done = session.run.epochs_kept if session.ranks.first else 0  # the others do not know whether it is written
         more = f"; epochs 1 to {done} are kept in {session.run.path}" if done else ""
         raise click.ClickException(f"{error}{more}") from error
 

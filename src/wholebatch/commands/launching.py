@@ -94,10 +94,11 @@ class _Faults:
 
     def decide(self, trouble: Trouble) -> bool:
         """Whether to start the ranks again; says what happened."""
-        if trouble.mistake is not None:
-            self._end = Ended(trouble.mistake.sentence, trouble.mistake.code)
+        epochs, mistake = self._epochs_kept(), trouble.mistake
+        if mistake is not None and mistake.ending is not None:
+            more = f"; {self._what_is_kept()}" if mistake.rank and epochs else ""  # the first rank says so itself
+            self._end = Ended(f"{mistake.ending.sentence}{more}", mistake.ending.code)
             return False
-        epochs = self._epochs_kept()
         self._in_a_row = 1 if epochs > self._epochs else self._in_a_row + 1
         self._epochs = epochs
         what = trouble.describe()

@@ -45,13 +45,13 @@ class Trouble:
         self.ranks = ranks
 
     @property
-    def mistake(self) -> Ending | None:
-        """What would come again: the first rank's that says so."""
+    def mistake(self) -> Lost | None:
+        """The first rank that ended because of what would come again."""
         return self._first("mistake")
 
     @property
-    def unwritten(self) -> Ending | None:
-        """A file that could not be written now, and may be later."""
+    def unwritten(self) -> Lost | None:
+        """The first rank that could not write a file now, and may be able to later."""
         return self._first("unwritten")
 
     @property
@@ -80,8 +80,8 @@ class Trouble:
             if lost.rank not in causes and lost.ending is not None
         ]
 
-    def _first(self, kind: str) -> Ending | None:
-        return next((lost.ending for lost in self.ranks if lost.ending and lost.ending.kind == kind), None)
+    def _first(self, kind: str) -> Lost | None:
+        return next((lost for lost in self.ranks if lost.ending and lost.ending.kind == kind), None)
 
     @staticmethod
     def _failed(lost: Lost) -> bool:

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import expit, softmax
-from sklearn.base import is_classifier
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
-from sklearn.utils import check_random_state, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import check_random_state
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -36,7 +34,7 @@ from wholebatch.sklearn import lbfgs, parameters
 from wholebatch.sklearn.binding import NORM_ARRAYS, bind, cast, make_norm_arrays, torch_dtype
 from wholebatch.sklearn.epochs import run_epochs
 from wholebatch.sklearn.live import Team, Work, live_for, whole_table
-from wholebatch.sklearn.spreading import check_alike, check_labels, peers_of, share_random_state
+from wholebatch.sklearn.spreading import check_alike, check_table, peers_of, share_random_state
 
 
 class Perceptron(BaseMultilayerPerceptron):
@@ -125,7 +123,7 @@ class Perceptron(BaseMultilayerPerceptron):
                 sample_weight = _check_sample_weight(sample_weight, X)
             samples = X.shape[0]
         else:
-            X, y, sample_weight = do_together(peers, lambda: self._check_table(X, y, sample_weight, reset=first))
+            X, y, sample_weight = do_together(peers, lambda: check_table(self, X, y, sample_weight, reset=first))
             check_alike(peers, self, X, y, first=first)
             y = self._encode(y, peers, incremental=incremental)
             samples = int(tell_numbers(peers, [X.shape[0]]).sum())
@@ -165,27 +163,8 @@ class Perceptron(BaseMultilayerPerceptron):
             ) from error
         return self
 
-    def _check_table(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, np.ndarray, Any]:
-        """This rank's rows, checked as scikit-learn checks all; labels are still what a person gave."""
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            y_numeric=not is_classifier(self),
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        if is_classifier(self):
-            check_classification_targets(y)
-            check_labels(y)
-        return X, y, None if sample_weight is None else _check_sample_weight(sample_weight, X)
-
     def _encode(self, y: np.ndarray, peers: Peers, *, incremental: bool) -> np.ndarray:
-        """The targets of :meth:`_check_table` as scikit-learn encodes them, by what all ranks have."""
+        """Targets that were checked, as scikit-learn encodes them, by what all ranks have."""
         return y
 
     def _check_memory(self, rows: int, dtype: Any, *, first: bool, incremental: bool) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from sklearn.utils import check_random_state
+from sklearn.base import is_classifier
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from wholebatch.feedforward.agreement import check_equal, tell_numbers
 from wholebatch.feedforward.engines import engine_kind
@@ -45,6 +48,32 @@ def peers_of(estimator: Any) -> Peers | None:
     return None if peers.shards == 1 else peers
 
 
+def check_table(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, *, reset: bool
+) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """This rank's rows, checked as scikit-learn checks all rows; labels are still what a person gave.
+
+    Raises:
+        ValueError: as scikit-learn, and for labels that are neither numbers nor text.
+    """
+    X, y = validate_data(
+        estimator,
+        X,
+        y,
+        accept_sparse=["csr", "csc"],
+        multi_output=True,
+        y_numeric=not is_classifier(estimator),
+        dtype=(np.float64, np.float32),
+        reset=reset,
+    )
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = column_or_1d(y, warn=True)
+    if is_classifier(estimator):
+        check_classification_targets(y)
+        _check_labels(y)
+    return X, y, None if sample_weight is None else _check_weights(sample_weight, X)
+
+
 def check_alike(peers: Peers, estimator: Any, X: Any, y: np.ndarray, *, first: bool) -> None:
     """Raise, on every rank, where estimators or tables could not be of one training.
 
@@ -71,21 +100,6 @@ def union_labels(peers: Peers, labels: np.ndarray) -> np.ndarray:
     """The sorted labels of all ranks, from each rank's own ``(k,)``: numbers or text."""
     told = gather_rows(peers, labels.astype(str) if labels.dtype.kind == "O" else labels)
     return np.unique(told).astype(labels.dtype if labels.dtype.kind == "O" else told.dtype)
-
-
-def check_labels(y: np.ndarray) -> None:
-    """Raise where labels are neither numbers nor text, which is all that ranks tell each other.
-
-    Raises:
-        ValueError: naming the type of one.
-    """
-    if y.dtype.kind == "O":
-        for label in y.ravel():
-            if not isinstance(label, str):
-                raise ValueError(
-                    f"labels must be numbers or text where ranks learn together; there is one of type "
-                    f"{type(label).__name__}"
-                )
 
 
 def balance(peers: Peers, labels: np.ndarray, classes: np.ndarray) -> Any:
@@ -123,3 +137,19 @@ def share_random_state(peers: Peers, random_state: Any) -> np.random.RandomState
 def _kind(y: np.ndarray) -> str:
     names = {"b": "yes or no", "i": "whole numbers", "u": "whole numbers", "f": "numbers", "O": "text", "U": "text"}
     return names.get(y.dtype.kind, str(y.dtype))
+
+
+def _check_labels(y: np.ndarray) -> None:
+    if y.dtype.kind == "O":
+        for label in y.ravel():
+            if not isinstance(label, str):
+                raise ValueError(
+                    f"labels must be numbers or text where ranks learn together; one is of type {type(label).__name__}"
+                )
+
+
+def _check_weights(sample_weight: Any, X: Any) -> np.ndarray:
+    """As scikit-learn checks the weights of all rows; those of one rank may all be zero."""
+    if np.any(sample_weight):
+        return np.asarray(_check_sample_weight(sample_weight, X))
+    return 0 * np.asarray(_check_sample_weight(np.ones(np.shape(sample_weight)), X))

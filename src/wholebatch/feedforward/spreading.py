@@ -89,8 +89,6 @@ class Spreading:
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one left in the middle of an epoch."""
-        if self._parts is not None and self._parts.reduction is not None:
-            self._parts.reduction.abandon()
         for processes in (self.peers.processes, self.peers.nearby):
             if processes is not None:
                 processes.fail(error)

@@ -20,7 +20,7 @@ from wholebatch.moments import Moments
 from wholebatch.sharing import exits, merging
 from wholebatch.sharing.board import Board
 from wholebatch.sharing.collective import Collective
-from wholebatch.sharing.connection import connect
+from wholebatch.sharing.connection import connect, keep
 from wholebatch.sharing.diagnosis import Doing, MeetingError
 from wholebatch.sharing.header import pack
 from wholebatch.sharing.host import Process
@@ -59,6 +59,7 @@ class Processes:
         weakref.finalize(self, self.lookout.rest)
         self._on_host: HostTransport | None = None
         self._begun = b""  # the header of a meeting that was begun
+        self._connection: ProcessGroupGloo | None = None
         self._on_device: Transport | None = None
         self._broken: MeetingError | None = None
         self._has_left = False
@@ -155,6 +156,8 @@ class Processes:
         if not self._has_left and self._process == os.getpid():
             self._has_left = True  # the first reason is the one: an exception is followed by the end of the process
             (self._on_host or self.lookout).leave(doing, text)
+            if self._connection is not None and doing != Doing.ENDED:
+                keep(self._connection)
 
     def _exchange(self, header: bytes, count: float, vectors: tuple[Tensor, ...]) -> Tensor:
         self._check()
@@ -216,11 +219,16 @@ class Processes:
         """Whether all ranks are on one host, and meet in its memory. Opens the way that they meet."""
         return isinstance(self.open(), SharedMemory)
 
-    def connect(self, name: str) -> ProcessGroupGloo:
-        """A connection of our own between the ranks, by gloo; all call this together. Errors as :meth:`merge`."""
+    def connect(self) -> ProcessGroupGloo:
+        """A connection of our own between the ranks, by gloo, for what meets in no meeting; always the same one.
+
+        All call this together, the first time. Errors as :meth:`merge`.
+        """
         self.open()
-        with self._breaking():
-            return connect(PrefixStore(name, self._board.store), self.lookout)
+        if self._connection is None:
+            with self._breaking():
+                self._connection = connect(PrefixStore("beside", self._board.store), self.lookout)
+        return self._connection
 
     def open(self) -> HostTransport:
         """How the ranks of the group meet. Errors as :meth:`merge`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Work
 
-from wholebatch.sharing.connection import keep, wait
+from wholebatch.sharing.connection import wait
 from wholebatch.sharing.processes import Processes
 
 
@@ -37,7 +37,7 @@ class Reduction:
 
     def __init__(self, processes: Processes, own: Tensor, sums: Tensor) -> None:
         self._own, self._sums, self._processes = own, sums, processes
-        self._group = processes.connect("reduction")
+        self._group = processes.connect()
         self._pending: deque[_Sum] = deque()
 
     def send(self, begin: int, end: int) -> None:
@@ -66,10 +66,6 @@ class Reduction:
         """End what was begun and not waited for, as after a loss that is not finite."""
         while self._pending:
             self.finish()
-
-    def abandon(self) -> None:
-        """The ranks are no longer at the same place."""
-        keep(self._group)
 
     def _give(self, pending: _Sum) -> None:
         """Add up this rank's slice, and give it to all."""

@@ -38,12 +38,19 @@ def fill(shape: tuple[int, ...], dtype: torch.dtype, *, last: bool = False, seed
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
 
 
-def make_affine(z: Tensor, slope: float, residual: bool, *, weights: bool = True) -> Affine:
+def make_mask(shape: tuple[int, ...], per: str) -> Tensor:
+    """Two of three ``example``s or ``position``s count, or ``none`` does."""
+    sizes = (shape[0], 1, *[1] * (len(shape) - 2)) if per == "example" else (shape[0], 1, *shape[2:])
+    mask = torch.rand(sizes, generator=torch.Generator().manual_seed(7)) < 2 / 3
+    return mask & False if per == "none" else mask
+
+
+def make_affine(z: Tensor, slope: float, residual: bool, *, weights: bool = True, mask: Tensor | None = None) -> Affine:
     acc, channels = accumulation_dtype(z.dtype), z.shape[1]
     weight = torch.linspace(-1, 1.5, channels, dtype=acc)
     bias = torch.linspace(1, -1, channels, dtype=acc)
     added = torch.empty_like(z).copy_(fill(tuple(z.shape), z.dtype, seed=2, mean=0)) if residual else None
-    return Affine(weight if weights else None, bias if weights else None, added, slope)
+    return Affine(weight if weights else None, bias if weights else None, added, slope, mask)
 
 
 def everything(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> list[Tensor]:

@@ -21,7 +21,7 @@ def test_the_compiled_kernel_is_chosen_where_it_serves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"), [("reference", "Reference"), ("quick", "known are native and reference")]
+    ("wish", "expected"), [("reference", "Reference"), ("quick", "known are native, gpu and reference")]
 )
 def test_the_twin_can_be_asked_for(wish: str, expected: str) -> None:
     program = (

@@ -44,9 +44,10 @@ def find_counted(inside, mask, positions):
 
 @triton.jit
 def find_moments(x, counted, mask, step, n, length, ROWS: tl.constexpr, RUN: tl.constexpr):
-    """``(count, mean, M2)`` of a tile in registers: two passes, and the rest of the mean put right.
+    """``(count, about, mean, M2)`` of a tile in registers; its mean is ``about + mean``.
 
-    ``x`` is 0 where it is not counted. What is taken off M2 is the square of that rest, some roundings in size.
+    Two passes: ``mean`` is the rest of the mean after the first. What is taken off M2 is the square of that rest, some
+    roundings in size. ``x`` is 0 where it is not counted.
     """
     if mask is not None:
         count = tl.sum(tl.sum(counted.to(tl.float32), 2), 0)
@@ -55,21 +56,26 @@ def find_moments(x, counted, mask, step, n, length, ROWS: tl.constexpr, RUN: tl.
         rows = tl.minimum(n - step // runs * ROWS, ROWS)
         count = (rows * tl.minimum(length - step % runs * RUN, RUN)).to(tl.float32)
     divisor = tl.maximum(count, 1.0)
-    mean = tl.div_rn(tl.sum(tl.sum(x, 2), 0), divisor)
-    off = tl.where(counted, x - mean[None, :, None], 0.0)
+    about = tl.div_rn(tl.sum(tl.sum(x, 2), 0), divisor)
+    off = tl.where(counted, x - about[None, :, None], 0.0)
     rest = tl.sum(tl.sum(off, 2), 0)
-    shift = tl.div_rn(rest, divisor)
-    m2 = tl.sum(tl.sum(off * off, 2), 0) - rest * shift
-    return count, mean + shift, tl.where(m2 < 0.0, 0.0, m2)
+    mean = tl.div_rn(rest, divisor)
+    m2 = tl.sum(tl.sum(off * off, 2), 0) - rest * mean
+    return count, about, mean, tl.where(m2 < 0.0, 0.0, m2)
 
 
 @triton.jit
-def merge_moments(count, mean, m2, other_count, other_mean, other_m2):
-    """Chan's formula; either may have no elements."""
+def merge_moments(count, about, mean, m2, other_count, other_about, other_mean, other_m2):
+    """Chan's formula; either may have no elements.
+
+    A mean is kept as ``about + mean``, where ``about`` is that of whoever came first: of inputs far from zero the
+    rounded means of parts would differ by roundings as much as by what they differ.
+    """
     both = count + other_count
     share = tl.div_rn(other_count, tl.maximum(both, 1.0))
-    delta = other_mean - mean
-    return both, mean + delta * share, m2 + other_m2 + delta * delta * (count * share)
+    about = tl.where(count == 0.0, other_about, about)
+    delta = (other_about - about) + (other_mean - mean)
+    return both, about, mean + delta * share, m2 + other_m2 + delta * delta * (count * share)
 
 
 @triton.jit

@@ -30,7 +30,8 @@ def train_whole(
     offsets, positions, inside = find_tile(0, tile, n, c, length, ROWS, CHANNELS, RUN, WIDE)
     counted = find_counted(inside, mask, positions)
     x = tl.load(z + offsets, mask=counted, other=0.0).to(tl.float32)
-    count, mean, m2 = find_moments(x, counted, mask, tl.program_id(0) * 0, n, length, ROWS, RUN)
+    count, about, mean, m2 = find_moments(x, counted, mask, 0, n, length, ROWS, RUN)
+    mean = about + mean
     channels = tile * CHANNELS + tl.arange(0, CHANNELS)
     rstd = finish_statistics(
         channels, c, count, mean, m2, statistics, running_mean, running_var, eps, momentum, mask is not None
@@ -50,23 +51,25 @@ def find_parts(
     z, mask, parts, steps, n, c_units, length_units, C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Moments of every ``programs``-th tile, as ``parts`` ``(programs, 3, C)``: count, mean, M2."""
+    """Moments of every ``programs``-th tile, as ``parts`` ``(programs, 4, C)``: count, about, mean, M2."""
     c, length = c_units * C_UNIT, length_units * LENGTH_UNIT
     program, tile = tl.program_id(0), tl.program_id(1)
     count = tl.zeros((CHANNELS,), tl.float32)
+    about = tl.zeros((CHANNELS,), tl.float32)
     mean = tl.zeros((CHANNELS,), tl.float32)
     m2 = tl.zeros((CHANNELS,), tl.float32)
     for step in range(program, steps, tl.num_programs(0)):
         offsets, positions, inside = find_tile(step, tile, n, c, length, ROWS, CHANNELS, RUN, WIDE)
         counted = find_counted(inside, mask, positions)
         x = tl.load(z + offsets, mask=counted, other=0.0).to(tl.float32)
-        other_count, other_mean, other_m2 = find_moments(x, counted, mask, step, n, length, ROWS, RUN)
-        count, mean, m2 = merge_moments(count, mean, m2, other_count, other_mean, other_m2)
+        found = find_moments(x, counted, mask, step, n, length, ROWS, RUN)
+        count, about, mean, m2 = merge_moments(count, about, mean, m2, found[0], found[1], found[2], found[3])
     channels = tile * CHANNELS + tl.arange(0, CHANNELS)
-    part = parts + program * 3 * c + channels
+    part = parts + program * 4 * c + channels
     tl.store(part, count, mask=channels < c)
-    tl.store(part + c, mean, mask=channels < c)
-    tl.store(part + 2 * c, m2, mask=channels < c)
+    tl.store(part + c, about, mask=channels < c)
+    tl.store(part + 2 * c, mean, mask=channels < c)
+    tl.store(part + 3 * c, m2, mask=channels < c)
 
 
 @triton.jit
@@ -76,21 +79,24 @@ def merge_parts(
 ):  # fmt: skip
     """``statistics`` from ``parts``, all parts of a channel at once.
 
-    Chan's formula for many: ``mean = sum(n_p mean_p) / n``, taken about the first part's mean, and
+    Chan's formula for many, about one part's mean: ``mean = sum(n_p mean_p) / n`` and
     ``M2 = sum(M2_p + n_p (mean_p - mean)^2)``.
     """
     channels = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     program = tl.arange(0, PROGRAMS)
     inside = (program < programs)[:, None] & (channels < c)[None, :]
-    part = parts + program[:, None] * 3 * c + channels[None, :]
+    part = parts + program[:, None] * 4 * c + channels[None, :]
     counts = tl.load(part, mask=inside, other=0.0)
-    means = tl.load(part + c, mask=inside, other=0.0)
+    abouts = tl.load(part + c, mask=inside, other=0.0)
     count = tl.sum(counts, 0)
     divisor = tl.maximum(count, 1.0)
-    about = load_vector(parts + c, channels, c)
-    mean = about + tl.div_rn(tl.sum(counts * (means - about[None, :]), 0), divisor)
+    about = tl.where(count > 0.0, tl.max(tl.where(counts > 0.0, abouts, -float("inf")), 0), 0.0)
+    means = (abouts - about[None, :]) + tl.load(part + 2 * c, mask=inside, other=0.0)
+    means = tl.where(counts > 0.0, means, 0.0)
+    mean = tl.div_rn(tl.sum(counts * means, 0), divisor)
     off = tl.where(counts > 0.0, means - mean[None, :], 0.0)
-    m2 = tl.sum(tl.load(part + 2 * c, mask=inside, other=0.0) + counts * off * off, 0)
+    m2 = tl.sum(tl.load(part + 3 * c, mask=inside, other=0.0) + counts * off * off, 0)
+    mean = about + mean
     finish_statistics(channels, c, count, mean, m2, statistics, running_mean, running_var, eps, momentum, COUNTED)
 
 

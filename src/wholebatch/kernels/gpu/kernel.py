@@ -131,7 +131,7 @@ class Triton(Alone):
             )
         else:
             mask = spread(affine.mask, z)
-            parts = z.new_empty((plan.programs, 3, plan.c), dtype=torch.float32)
+            parts = z.new_empty((plan.programs, 4, plan.c), dtype=torch.float32)
             grid = (plan.programs, plan.tiles)
             launch(forward.find_parts, grid, plan.warps, z, *(z, mask, parts, plan.steps, plan.n, *_tile(plan)))
             merging = plan.merging

@@ -1,0 +1,84 @@
+"""The GPU's kernels for tests: on a card where there is one, and otherwise through Triton's interpreter on the CPU.
+
+The interpreter takes some 20 milliseconds for a program, so tensors are small here, and tiles of the second set of
+limits are smaller still: what takes three launches, several programs and several tiles for each is looked at in them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernel_inputs import fill, make_affine
+from wholebatch.kernels.batch_norm import Affine
+
+if torch.cuda.is_available():
+    DEVICE = "cuda"
+else:
+    DEVICE = "cpu"
+    # Read by Triton as it is imported. torch's compiler imports it too, and takes no other way on the CPU for it.
+    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1", "Triton was imported too early"
+    os.environ["TRITON_INTERPRET"] = "1"
+
+pytest.importorskip("triton", reason="Triton is missing here: pip install 'wholebatch[gpu]'")
+
+from triton import language as tl
+from triton.runtime import interpreter
+
+from wholebatch.kernels.gpu.kernel import Triton
+from wholebatch.kernels.gpu.plan import Limits
+
+_convert = interpreter._convert_float
+
+
+def _convert_float(x: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+    """As a card does it. The interpreter of Triton 3.9 cuts float32 off to bfloat16 in place of rounding it, and takes
+    bfloat16's smallest numbers for 0."""
+    if given is tl.bfloat16 and wanted is tl.float32:
+        return np.array(x).view(np.uint16).astype(np.uint32) << 16
+    if given is tl.float32 and wanted is tl.bfloat16:
+        return torch.from_numpy(np.array(x)).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    return _convert(x, given, wanted, rounding)
+
+
+interpreter._convert_float = _convert_float
+
+_ready: set[str] = set()
+
+
+def _call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+    """A function called by a kernel. The interpreter looks through Triton's language again at every such call, which
+    takes most of its time: once for each module is enough, as nothing undoes it."""
+    if self.fn.__module__ not in _ready:
+        interpreter._patch_lang(self.fn)
+        _ready.add(self.fn.__module__)
+    return self.rewrite()(*arguments, **keywords)
+
+
+interpreter.InterpretedFunction.__call__ = _call
+
+# NumPy, which the interpreter computes with, warns where a card computes infinities without a word.
+quiet = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+
+HALVES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, *HALVES]
+KERNELS = {"whole": Triton(), "split": Triton(Limits(whole=0, tile=512, programs=3))}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, *, last: bool = False, seed: int = 0, mean: float = 2) -> Tensor:
+    """As :func:`tests.kernel_inputs.fill`, on the device."""
+    x = fill(shape, dtype, last=last, seed=seed, mean=mean)
+    return x.to(DEVICE)
+
+
+def affine_for(z: Tensor, slope: float, residual: bool, *, weights: bool = True, mask: Tensor | None = None) -> Affine:
+    """As :func:`tests.kernel_inputs.make_affine`, on the device."""
+    made = make_affine(z.cpu(), slope, residual, weights=weights, mask=mask)
+    return Affine(*(x.to(DEVICE) if isinstance(x, Tensor) else x for x in made))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import random
 import signal
@@ -130,7 +131,16 @@ def test_the_digest_of_one_shard_is_of_the_rows_and_of_several_over_shards() -> 
     frame, settings = small_frame(), Settings(table="t", target=("kind",))
     digests = [prepare(frame, settings, shards).digest for shards in (1, 2, 3)]
     assert len(set(digests)) == 3
-    assert prepare(frame, settings).digest == digests[0]
+    prepared = prepare(frame, settings)
+    assert prepared.validation is not None
+    # As it stands in the folders of runs that were begun before there were shards.
+    total = hashlib.sha256(repr(prepared.preprocessing.feature_names).encode())
+    for part in (prepared.training, prepared.validation):
+        for values in (part.rows, part.x, part.y):
+            total.update(repr((values.shape, str(values.dtype))).encode() + values.tobytes())
+        total.update(b"-|")
+    total.update(b"|")
+    assert prepared.digest == digests[0] == total.hexdigest()
     changed = frame.with_columns(pl.when(pl.int_range(pl.len()) == 40).then(7.0).otherwise("a").alias("a"))
     assert prepare(changed, settings, 3).digest != digests[2]
 
@@ -163,6 +173,16 @@ def test_columns_of_every_type_over_ranks(tmp_path: Path) -> None:
     (found,) = compare([(path, {"target": ["class"], "validation_fraction": 0.2})], 3)
     assert isinstance(found, Share)
     assert len(found.learned["notes"]) == 4, found.learned["notes"]
+
+
+def test_a_record_longer_than_all_that_a_rank_looks_at(tmp_path: Path) -> None:
+    long = '"' + "a line\n" * 500 + '"'
+    cells = [f"{k},{k % 7},x{k % 2}" for k in range(30)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["a,b,c", *cells[:3], f"3,{long},x1", *cells[3:], ""]))
+    (found,) = compare([(str(path), {"target": ["c"]})], 3)
+    assert isinstance(found, Share)
+    assert found.shape == (31, 3)
 
 
 def test_more_ranks_than_columns_and_rows(tmp_path: Path) -> None:
@@ -269,6 +289,7 @@ def read_texts(rank: int, folder: str) -> tuple[list[Any], int]:
         return portion
 
     together.read_portion = count
+    portions.BLOCK = 5  # several blocks, as of a large file
     return [as_read(lambda k=k: whole(f"{folder}/{k}.csv")) for k in range(TEXTS)], cut[0]
 
 

@@ -91,6 +91,12 @@ class Peers:
         """``contents[r]`` goes to rank r; returns what each rank had for this one."""
         return exchange_bytes(contents, self.group, what)
 
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank left in the middle of an epoch; meetings from now on raise."""
+        for processes in (self.processes, self.nearby):
+            if processes is not None:
+                processes.fail(error)
+
     def _shards_of(self, ranks: range) -> range:
         each = self.shards // self.ranks
         return range(ranks.start * each, ranks.stop * each)

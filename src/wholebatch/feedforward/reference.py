@@ -99,9 +99,11 @@ class ReferenceEngine:
                     told = time.monotonic()
                     progress(done, total / done)
             check_parameters(self.model, len(offsets) - 1)
-        except BaseException:
+        except BaseException as error:
             self.model.load_state_dict(before)
             self.step = first_step
+            if self.peers is not None and not isinstance(error, NonFiniteLossError):  # that, all ranks raise
+                self.peers.fail(error)
             raise
         finally:
             torch.set_num_threads(threads)

@@ -6,8 +6,8 @@ statistics are those of the whole mini-batch, and both workers end with the same
     pip install "ray[train]"
     python examples/ray_train.py
 
-Here Ray gives its node an address of the loopback interface, and with it torch's process group. Ray's own servers listen
-on all interfaces, whatever the address, and ask for the token that it makes: see its documentation on security.
+Here Ray gives its node, and with it torch's process group, an address of the loopback interface. Ray's own servers
+listen on all interfaces, whatever the address, and ask for the token that it makes: see its documentation on security.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ all_reduce backward), in the fastest of the variants named below its table; it g
 others gather shuffled rows of a table. 'wait': the part of a step in which a rank stands until what the others tell
 is there. 'exchange': the part in which it tells them, and merges what they told; adding up the shards' weight gradients
 is not in it. Means over ranks, medians over bursts by themselves after the rounds; 'idle' is their sum, which is all
-that DDP tells: the time in its collectives that is not hidden behind compute."""
+that DDP tells: the time in its collectives that is not hidden behind compute. The rank that waits least waits for the
+messages' way at least: exchange with that wait is the most that talking takes, whoever is late."""
 
 
 class Spread(Contender):
@@ -109,6 +110,7 @@ def ratios(timings: Timings, shape: str, ranks: int) -> list[Ratio]:
         bar = EXCHANGE_BARS.get(shape) if barred else None
         low, high = told["exchange_range"]
         found.append(Ratio("exchange / step", told["exchange"], low, high, bar))
+        found.append(Ratio("exchange and the least wait of a rank / step", told["most"], *told["most_range"]))
     if ddp is not None and base is not None:
         found.append(Ratio(f"ddp / ranks ({HOWS[base.norm]})", *timings.ratio(ddp, base)))
     for how in (AT_ONCE, "group", "none", "late"):

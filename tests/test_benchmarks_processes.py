@@ -91,19 +91,21 @@ def timings() -> Timings:
         dict.fromkeys([contender(ONE), whole, contender(RANKS, AT_ONCE), contender(RANKS, "late")], "")
         | {contender(DDP): "one bucket"},
         {
-            whole: {"wait": 0.25, "exchange": 0.125, "idle": 0.375, "exchange_range": [0.1, 0.15]},
+            whole: {"wait": 0.25, "exchange": 0.125, "idle": 0.375, "exchange_range": [0.1, 0.15]}
+            | {"most": 0.2, "most_range": [0.1, 0.3]},
             contender(DDP): {"idle": 0.5},
         },
     )
 
 
 def test_ratios_and_bars_by_hand():
-    one, exchange, ddp, at_once, late = processes_tables.ratios(timings(), "D", 2)
+    one, exchange, most, ddp, at_once, late = processes_tables.ratios(timings(), "D", 2)
     assert one.value == pytest.approx(1.1)
     assert (one.low, one.high) == pytest.approx((1.04, 1.16))  # of 1.2, 1.1, 1
     assert (str(one.bar), one.bar and one.bar.holds(one.value)) == ("at most 1.15", True)
     assert (exchange.value, exchange.low, exchange.high) == (0.125, 0.1, 0.15)
     assert (str(exchange.bar), exchange.bar and exchange.bar.holds(exchange.value)) == ("at most 0.1", False)
+    assert (most.value, most.low, most.high, most.bar) == (0.2, 0.1, 0.3, None)
     assert (ddp.value, ddp.bar) == (pytest.approx(3), None)
     assert at_once.value == pytest.approx(1.1)
     assert late.value == pytest.approx(0.5)
@@ -117,14 +119,14 @@ def test_bars_are_those_of_two_ranks_and_of_their_shapes():
     bars = {}
     for shape, ranks in (("B", 2), ("C", 2), ("F", 2), ("F", 4)):
         whole = contender(RANKS, "all", ranks, shape)
-        told = {whole: {"wait": 0.0, "exchange": 0.05, "idle": 0.05, "exchange_range": [0.0, 0.1]}}
+        told = {whole: {"exchange": 0.05, "exchange_range": [0.0, 0.1], "most": 0.3, "most_range": [0.2, 0.4]}}
         of = Timings({whole: [1.0], contender(ONE, "", ranks, shape): [1.0]}, {}, told)
         bars[shape, ranks] = [str(ratio.bar) for ratio in processes_tables.ratios(of, shape, ranks)]
     assert bars == {
-        ("B", 2): ["None", "None"],
-        ("C", 2): ["at most 1.15", "None"],
-        ("F", 2): ["at most 1.15", "at most 0.1"],
-        ("F", 4): ["None", "None"],
+        ("B", 2): ["None", "None", "None"],
+        ("C", 2): ["at most 1.15", "None", "None"],
+        ("F", 2): ["at most 1.15", "at most 0.1", "None"],
+        ("F", 4): ["None", "None", "None"],
     }
 
 

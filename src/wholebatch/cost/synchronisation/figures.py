@@ -158,8 +158,9 @@ def _scores(record: Synchronisation, *, slow: bool, seconds: bool) -> go.Figure:
             )
         )
     last = most / scale if seconds else record.epochs
+    ticks = {} if seconds else {"dtick": -(-record.epochs // 10)}
     layout = arrange(
-        xaxis={"title": {"text": unit}, "range": [0, 1.02 * last], "hoverformat": ".4~g"},
+        xaxis={"title": {"text": unit}, "range": [0, 1.02 * last], "hoverformat": ".4~g", **ticks},
         yaxis={"title": {"text": plain(record.score_name)}, "range": _range(record)},
     )
     return go.Figure(traces, layout)

@@ -39,7 +39,7 @@ def _tiles(record: Synchronisation) -> list[Tile]:
     other = next((choice for choice in ("late", "none", "group") if choice in record.choices and choice != base), None)
     difference = None if other is None else compare(record, other, base)
     if other is not None and difference is not None:
-        found.append(Tile(f"{difference.mean:+.4f}", f"{record.score_name} over {whose(record, other)}"))
+        found.append(Tile(f"{difference.mean:+.4f}", f"{record.score_name}: {other} minus {base}"))
     return found
 
 

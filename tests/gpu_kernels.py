@@ -64,7 +64,7 @@ def _call(self: Any, *arguments: Any, **keywords: Any) -> Any:
 interpreter.InterpretedFunction.__call__ = _call
 
 # NumPy, which the interpreter computes with, warns where a card computes infinities without a word.
-quiet = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+quiet = pytest.mark.filterwarnings("ignore:.* encountered.*:RuntimeWarning")
 
 HALVES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALVES]

@@ -87,6 +87,7 @@ def finish_statistics(
     Of no elements running statistics stay, and the variance's of one, which has no unbiased variance.
     """
     there = channels < c
+    count = tl.zeros_like(mean) + count  # without a mask it was one number for all
     rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, tl.maximum(count, 1.0)) + eps))
     tl.store(statistics + channels, mean, mask=there)
     tl.store(statistics + c + channels, m2, mask=there)

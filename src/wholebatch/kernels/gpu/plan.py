@@ -107,7 +107,7 @@ def make_plan(n: int, c: int, length: int, itemsize: int, inputs: int, limits: L
         channels, run = min(power(c), elements, 256 // itemsize), 1
     else:
         run = min(_run_of(length), elements)
-        channels = min(power(c), max(1, 32 // run))
+        channels = min(power(c), max(1, min(32, elements) // run))
     rows = max(1, min(power(n), elements // (channels * run)))
     if length > 1:  # few examples: longer runs instead
         while rows * channels * run * 2 <= elements and run < power(length):

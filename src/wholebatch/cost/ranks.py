@@ -105,20 +105,26 @@ def _collect(pipes: list[Connection], patience: float, told: Callable[[Any], Non
         if not ready:
             late = ", ".join(str(rank) for rank in range(len(pipes)) if rank not in results)
             raise RankError(f"rank {late} of {len(pipes)} gave no result in time; all were ended")
+        died, failed = list[int](), list[tuple[int, str]]()
         for pipe in ready:
             assert isinstance(pipe, Connection)
             rank = pipes.index(pipe)
             try:
                 kind, value = pipe.recv()
-            except (EOFError, OSError) as error:
-                raise RankError(f"rank {rank} of {len(pipes)} died; all were ended") from error
+            except (EOFError, OSError):
+                died.append(rank)
+                continue
             if kind == "failed":
-                raise RankError(f"rank {rank} of {len(pipes)} failed ({value}); all were ended")
-            if kind == "told":
+                failed.append((rank, value))
+            elif kind == "told":
                 deadline = time.monotonic() + patience
                 told(value)
             else:
                 results[rank] = value
+        if died:  # those that failed at the same time failed for that
+            raise RankError(f"rank {died[0]} of {len(pipes)} died; all were ended")
+        if failed:
+            raise RankError("rank {} of {} failed ({}); all were ended".format(failed[0][0], len(pipes), failed[0][1]))
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -133,6 +139,8 @@ def _live(
     import torch
     import torch.distributed as dist
 
+    from wholebatch.sharing import MeetingError
+
     try:
         torch.set_num_threads(1)
         store = dist.FileStore(str(Path(folder) / "store"), ranks)  # type: ignore[attr-defined]
@@ -142,7 +150,8 @@ def _live(
         dist.barrier()  # nobody leaves while another may still look for it
         pipe.send(("result", result))
     except BaseException as error:
-        pipe.send(("failed", " ".join(f"{type(error).__name__}: {error}".split())[:400]))
+        said = error.cause if isinstance(error, MeetingError) else str(error)  # the whole of it is a table
+        pipe.send(("failed", " ".join(f"{type(error).__name__}: {said}".split())[:400]))
     # Taking torch and its group down could wait for others.
     os._exit(0)
 

@@ -124,7 +124,7 @@ def _collect(pipes: list[Connection], patience: float, told: Callable[[Any], Non
         if died:  # those that failed at the same time failed for that
             raise RankError(f"rank {died[0]} of {len(pipes)} died; all were ended")
         if failed:
-            raise RankError("rank {} of {} failed ({}); all were ended".format(failed[0][0], len(pipes), failed[0][1]))
+            raise RankError(f"rank {failed[0][0]} of {len(pipes)} failed ({failed[0][1]}); all were ended")
     return [results[rank] for rank in range(len(pipes))]
 
 

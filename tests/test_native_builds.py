@@ -116,6 +116,7 @@ def test_the_sanitizers_find_nothing(sanitizers: str) -> None:
     assert "batch norm: 198 of 198 runs of the same bits\n" in result.stdout
     if sys.platform == "linux":
         assert "mailbox: 400 meetings of 3 ranks\n" in result.stdout
+        assert "spread: 76 of 76 trainings over ranks of the same bits\n" in result.stdout
     assert "ERROR" not in result.stderr
     assert "runtime error" not in result.stderr
 

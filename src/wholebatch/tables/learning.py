@@ -8,8 +8,11 @@ import polars as pl
 from wholebatch.tables.encoders import make_imputer
 from wholebatch.tables.errors import TableError, columns_word
 from wholebatch.tables.looking import Look, look_at
-from wholebatch.tables.scaling import Scaling, exponents, to_unit
+from wholebatch.tables.scaling import Scale, Scaling, exponents, to_unit
 from wholebatch.tables.state import NumberState, PreprocessingState
+
+FEW = 4
+"""Numbers that are learned in one go: of a large table, copies of a few columns at a time are enough."""
 
 
 def learn(frame: pl.DataFrame) -> PreprocessingState:
@@ -50,21 +53,27 @@ def learn_numbers(looks: list[Look], values: list[np.ndarray], *, alone: bool) -
         alone: there is one number in the whole table. numpy adds up a single column in another order than several
             beside each other, where each column's sum is the same whatever stands beside it.
     """
-    if not values:
-        return []
-    raw = np.column_stack(values if alone or len(values) > 1 else values * 2)
+    # One marker per column is enough: the parts of a date are missing together.
+    names = [(look.name, part, k == 0) for look in looks for k, part in enumerate(look.parts)]
+    learned = []
+    for start in range(0, len(values), FEW):
+        few = values[start : start + FEW]
+        fills, missing, scales = _learn_few(few if alone or len(few) > 1 else few * 2)
+        for (name, part, first), fill, lacks, scale in zip(names[start:], fills, missing, scales, strict=False):
+            state = NumberState(column=name, part=part, fill=fill, indicator=lacks and first, scale=scale)
+            learned.append(state)
+    return learned
+
+
+def _learn_few(values: list[np.ndarray]) -> tuple[list[float], list[bool], list[Scale]]:
+    """Of each: the median, whether values are missing, and the scale."""
+    raw = np.column_stack(values)
     exponent = exponents(raw)
     unit = to_unit(raw, exponent)
     missing = np.isnan(unit).any(axis=0)
     fills = np.nanmedian(unit, axis=0)
     filled = make_imputer(fills, np.zeros_like(missing)).transform(unit)
-    scales = Scaling.fit(filled, exponent).scales
-    # One marker per column is enough: the parts of a date are missing together.
-    names = [(look.name, part, k == 0) for look in looks for k, part in enumerate(look.parts)]
-    return [
-        NumberState(column=name, part=part, fill=fill, indicator=bool(lacks and first), scale=scale)
-        for (name, part, first), fill, lacks, scale in zip(names, fills.tolist(), missing, scales, strict=False)
-    ]
+    return fills.tolist(), missing.tolist(), Scaling.fit(filled, exponent).scales
 
 
 def assemble(looks: list[Look], numbers: list[NumberState]) -> PreprocessingState:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.programs import run
 from wholebatch import Optimizer
 from wholebatch.feedforward.footprint import native_need, reference_need
 from wholebatch.feedforward.settings import Architecture
@@ -53,10 +54,11 @@ can_measure = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), rea
 BESIDE = 16 << 20
 
 
-def grown(engine: str, sizes: list[int], rows: int, norm: str, dtype: str) -> int:
-    order = {"engine": engine, "sizes": sizes, "rows": rows, "norm": norm, "dtype": dtype}
-    command = [sys.executable, "-c", MEASURE, json.dumps(order)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def grown(engine: str, sizes: list[int], rows: int, norm: str, dtype: str, forked: bool = True) -> int:
+    """Bytes; some MB more where it was forked, as the libraries' pages come back when they are read again."""
+    order = json.dumps({"engine": engine, "sizes": sizes, "rows": rows, "norm": norm, "dtype": dtype})
+    command = [sys.executable, "-c", MEASURE, order]
+    done = run(MEASURE, order) if forked else subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -81,7 +83,7 @@ def test_the_reference_engine_takes_no_less_than_is_counted():
     sizes, rows = [16, 100, 100, 5], 20_000
     counted = reference_need(Architecture(16, (100, 100), 5), Optimizer(), rows, torch.float32).total
     assert counted > 30e6
-    assert grown("reference", sizes, rows, "batch", "float32") > counted
+    assert grown("reference", sizes, rows, "batch", "float32", forked=False) > counted
 
 
 WHOLE_FITS = """
@@ -125,18 +127,19 @@ def test_a_fit_takes_less_than_the_table_once_more(kind: str, most: float):
     Both estimators copy the tenth that they validate on, and scikit-learn turns seven classes into 56 bytes a row (a
     quarter of the table) and, for a moment, into a sparse matrix.
     """
-    done = subprocess.run([sys.executable, "-c", WHOLE_FITS, kind], capture_output=True, text=True, check=False)
+    done = run(WHOLE_FITS, kind)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < most
 
 
 ABSURD = """
-import resource, sys
+import resource, warnings
 import numpy as np
 import torch, wholebatch, wholebatch.sklearn
 from wholebatch.sklearn import MLPClassifier, MLPRegressor
 x, y = np.zeros((40, 4)), np.arange(40) % 2
 wide = (10**7, 10**7)
+warnings.simplefilter("ignore")
 MLPClassifier((4,), max_iter=2).fit(x, y)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for make in (
@@ -155,8 +158,7 @@ print("GREW", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_an_absurd_shape_takes_nothing():
-    command = [sys.executable, "-W", "ignore", "-c", ABSURD]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(ABSURD)
     assert done.returncode == 0, done.stderr
     *refused, last = done.stdout.splitlines()
     assert len(refused) == 5, done.stdout

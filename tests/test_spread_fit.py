@@ -108,6 +108,25 @@ def test_one_shard_is_training_without_a_spread(engine: str):
     assert same(copy_of(models[0]), copy_of(models[1]))
 
 
+def fit_uneven(rank: int, ends: list[int], engine: str) -> dict[str, Tensor]:
+    """60 rows and 30, and ranks without any."""
+    model, rows = net(), slice(ends[rank], ends[rank + 1])
+    training = Training(epochs=2, batch_size=7, shuffle=False)
+    model.fit(X[rows], Y[rows], training=training, engine=engine, spread=Spread())
+    return copy_of(model)
+
+
+def test_a_rank_without_rows_changes_nothing(engine: str):
+    (one, other), (first, second, third) = (
+        [outcome.value for outcome in run_ranks(fit_uneven, len(ends) - 1, ends, engine)]
+        for ends in ([0, 60, 90], [0, 0, 60, 90])
+    )
+    assert same(one, other)
+    assert same(first, one)
+    assert same(second, one)
+    assert same(third, one)
+
+
 def resume(rank: int, ranks: int, group: str | None, engine: str) -> bool:
     """Whether a run that goes on from the state after 3 of 5 epochs ends as the run that was not stopped."""
     states: list[State] = []

@@ -115,10 +115,12 @@ def test_scores_with_the_slow_rank_are_held_against_those_without_by_equality():
 @pytest.mark.parametrize(
     ("late", "words_"),
     [
-        ([0.89, 0.90], "it is lower by 0.0100 (standard error 0.0000, over the same seeds)."),
-        ([0.93, 0.935], "it is higher by 0.0275 (standard error 0.0025, over the same seeds)."),
-        ([0.92, 0.90], "it is +0.0050 (standard error 0.0150, over the same seeds), which is no difference"),
-        ([0.9, 0.91], "it is +0.0000 (standard error 0.0000, over the same seeds), which is no difference"),
+        ([0.89, 0.90], "it is lower by 0.0100 (standard error 0.0000, over the same 2 seeds)."),
+        # Two seeds have to differ by 12.7 standard errors: 0.064 by 0.005, 0.0635 by 0.005 is too little.
+        ([0.959, 0.979], "it is higher by 0.0640 (standard error 0.0050, over the same 2 seeds)."),
+        ([0.9585, 0.9785], "it is +0.0635 (standard error 0.0050, over the same 2 seeds), which they cannot tell from"),
+        ([0.92, 0.90], "it is +0.0050 (standard error 0.0150, over the same 2 seeds), which they cannot tell from"),
+        ([0.9, 0.91], "it is +0.0000 (standard error 0.0000, over the same 2 seeds), which they cannot tell from"),
     ],
 )
 def test_the_sentences_say_whichever_way_it_came_out(late: list[float], words_: str):

@@ -102,11 +102,10 @@ def _verdict(difference: Difference) -> str:
     way = "higher" if difference.mean > 0 else "lower"
     if difference.error is None:
         return f"{way} by {by} from the one seed, which may be chance" if difference.mean else "the same from one seed"
-    error = f"standard error {score(difference.error)}"
+    error = f"standard error {score(difference.error)}, over the same {difference.seeds} seeds"
     if difference.is_seen:
-        return f"{way} by {by} ({error}, over the same seeds)"
-    sign = f"{difference.mean:+.4f}"
-    return f"{sign} ({error}, over the same seeds), which is no difference that these trainings can show"
+        return f"{way} by {by} ({error})"
+    return f"{difference.mean:+.4f} ({error}), which they cannot tell from chance"
 
 
 def notes(record: Synchronisation) -> list[str]:

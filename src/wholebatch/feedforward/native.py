@@ -53,7 +53,8 @@ class NativeEngine:
         self.optimizer_state = make_state(model, optimizer)
         self._networks: dict[tuple[int, bool], Any] = {}
         self._most_threads, self._crowded_epochs = usable_cores(), 0
-        self._spreading = None if peers is None or peers.shards == 1 else Spreading(peers, model, loss)
+        self.peers = None if peers is None or peers.shards == 1 else peers
+        self._spreading = None if self.peers is None else Spreading(self.peers, model, loss)
 
     def train_epoch(
         self,

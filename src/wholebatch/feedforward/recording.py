@@ -94,10 +94,11 @@ class RecordingEngine(NativeEngine):
         *,
         record: bool = False,
         delay: Delay | None = None,
+        counts: np.ndarray | None = None,
     ) -> tuple[float, list[Marks]]:
         """Train for these steps; returns the seconds they took, and with ``record`` each thread's marks.
 
-        Neither ``record`` nor ``delay`` (which needs ``record``) changes any number.
+        ``counts`` as for ``train_epoch``. Neither ``record`` nor ``delay`` (which needs ``record``) changes any number.
 
         Raises:
             ValueError: a delay without recording, of a thread that is not there, or by a factor outside 1..100; a loss
@@ -114,7 +115,7 @@ class RecordingEngine(NativeEngine):
         steps = len(offsets) - 1
         network.record(steps if record else 0, -1 if delay is None else delay.thread, delay.factor if delay else 1.0)
         try:
-            self._run(network, data, order, offsets, rates, track=True, progress=None)
+            self._run(network, data, order, offsets, rates, counts, track=True, progress=None)
             marks = [self._read(network, thread) for thread in range(threads)] if record else []
         finally:
             network.record(0, -1, 1.0)

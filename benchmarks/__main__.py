@@ -13,11 +13,13 @@ from wholebatch.commands.edge import CONTEXT_SETTINGS, INTERRUPTED, Subcommands,
 SUBCOMMANDS = {
     "step": "Time one training step, ours and the peers', interleaved.",
     "layer": "Time one layer of batch norm and ReLU, forward and backward, beside the floor of memory sweeps.",
+    "gpu": "Time one layer of batch norm and ReLU on a GPU, beside the bandwidth of a copy within its memory.",
     "sharing": "Time what a layer that processes share costs more than a local one.",
     "processes": "Time a step of ranks that share a mini-batch, against one process and torch's DDP.",
     "lockstep": "Time a step in micro-batches and take its memory: exact in lockstep, plain, undivided, checkpointed.",
     "study": "Train small nets in micro-batches, plain and in lockstep, beside the undivided batch and group norm.",
     "fit": "Time whole fits: seconds, score, memory, time to a target score.",
+    "faults": "Kill ranks at random moments, and see what comes of it.",
     "scaling": "Time a step as batch, width, depth and threads grow.",
 }
 

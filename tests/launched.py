@@ -164,17 +164,22 @@ def result(run: Path) -> dict[str, Any]:
 
 def _command(folder: Path, arguments: tuple[str, ...], work: Callable[[Path, Asked], Ending | None]) -> None:
     os.chdir(folder)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    # The ranks are forked by the server that forked this process: one of its own would import for seconds.
-    multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined, method-assign]
-    multiprocessing.forkserver.ensure_running = lambda: None
+    begin_here(folder)
     sys.argv = ["wholebatch", *arguments]
     from wholebatch.commands import agent, launching, main
 
     agent.PATIENCE = PATIENCE
     launching.launch = partial(launching.launch, work=partial(work, folder))  # type: ignore[assignment]
     main(arguments)
+
+
+def begin_here(folder: Path) -> None:
+    """What a process does first that starts ranks."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    # The ranks are forked by the server that forked this process: one of its own would import for seconds.
+    multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined, method-assign]
+    multiprocessing.forkserver.ensure_running = lambda: None
 
 
 def _before_epoch(number: int, act: Callable[[], None]) -> None:

@@ -101,7 +101,7 @@ def _join(asked: Asked) -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C comes from the terminal and once more from the agent: the second is not to break what the first began."""
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+        signal.signal(name, lambda *_: None)  # not SIG_IGN: Python complains where one is on its way already
     raise KeyboardInterrupt
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,36 @@ def train(
     With --processes N, as under torchrun, every mini-batch is shared by N processes. If one fails, all start again from
     the last epoch.
     """
+    asked = _ask(ctx, out, resume, tensorboard, quiet, processes, timeout, options)
+    if rank.is_rank():
+        rank.run_as_rank(asked)
+    elif (processes or 1) > 1:
+        from wholebatch.commands.launching import launch
+
+        launch(asked, processes or 1)
+    else:
+        from wholebatch.runs.ranks import Ranks
+
+        asked.do(Ranks())
+
+
+def ask(arguments: Sequence[str]) -> Asked:
+    """What these arguments of the command ask for."""
+    context = train.make_context("train", list(arguments))
+    beside = {n: context.params.pop(n) for n in ("out", "resume", "tensorboard", "quiet", "processes", "timeout")}
+    return _ask(context, **beside, options=context.params)
+
+
+def _ask(
+    ctx: click.Context,
+    out: Path | None,
+    resume: Path | None,
+    tensorboard: bool,
+    quiet: bool,
+    processes: int | None,
+    timeout: float,
+    options: dict[str, Any],
+) -> Asked:
     started = rank.is_rank()
     if started and processes not in (None, rank.ranks_here()):
         raise click.UsageError(
@@ -146,7 +177,7 @@ def train(
             options["patience"] = 0
         if started and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
             raise click.UsageError("torchrun may start this again, and it must find its run then: name it with --out")
-    asked = Asked(
+    return Asked(
         options,
         frozenset(name for name in options if _is_given(ctx, name)),
         resume or out or name_new("runs", Path(options["table"]).name.split(".")[0]),
@@ -156,16 +187,6 @@ def train(
         shlex.join(["wholebatch", *sys.argv[1:]]),
         timeout,
     )
-    if started:
-        rank.run_as_rank(asked)
-    elif (processes or 1) > 1:
-        from wholebatch.commands.launching import launch
-
-        launch(asked, processes or 1)
-    else:
-        from wholebatch.runs.ranks import Ranks
-
-        asked.do(Ranks())
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:

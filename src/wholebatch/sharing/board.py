@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -20,6 +23,22 @@ from wholebatch.sharing.header import Header
 
 _ALARM = "alarm"
 _POLL = 0.002  # seconds between two looks at the store
+_MOST_WAIT = 30.0  # seconds for an answer of the store; the group's own timeout where that is shorter
+
+
+class _Question(NamedTuple):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    answers: SimpleQueue[tuple[Any, Exception | None]]
+
+
+def _answer(asked: SimpleQueue[_Question | None]) -> None:
+    """In a thread of its own: where the network is cut, a call of torch's store never comes back."""
+    while (question := asked.get()) is not None:
+        try:
+            question.answers.put((question.function(*question.arguments), None))
+        except Exception as error:
+            question.answers.put((None, error))
 
 
 class Board:
@@ -31,6 +50,10 @@ class Board:
             store = store.clone()  # type: ignore[attr-defined]
         self.store = PrefixStore("wholebatch", store)
         self.gone = False  # the store's process; torch logs a stack trace for each further call
+        self._patience = min(_MOST_WAIT, store.timeout.total_seconds())  # type: ignore[attr-defined]
+        self._asked: SimpleQueue[_Question | None] = SimpleQueue()
+        threading.Thread(target=_answer, args=(self._asked,), name="wholebatch board", daemon=True).start()
+        weakref.finalize(self, self._asked.put, None)
 
     def put(self, kind: str, rank: int, notice: Any) -> None:
         """Replace a rank's notice of this kind."""
@@ -61,11 +84,16 @@ class Board:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self.gone:
             raise RuntimeError("the store of the process group is gone")
+        answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        self._asked.put(_Question(function, arguments, answers))
         try:
-            return function(*arguments)
-        except RuntimeError:
-            self.gone = True
-            raise
+            answer, error = answers.get(timeout=self._patience)
+        except Empty:
+            error = RuntimeError(f"the store of the process group gave no answer within {self._patience:g} s")
+        if error is None:
+            return answer
+        self.gone = True
+        raise error
 
     def put_position(self, rank: int, position: Position) -> None:
         """Say where this rank stands."""

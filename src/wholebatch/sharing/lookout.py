@@ -103,8 +103,8 @@ class Lookout:
                 break
             time.sleep(SLICE / 4)
         if self._board.gone:
-            store = "the process that holds the group's store is gone (rank 0, where torchrun does not hold it)"
-            lost = f"{store}; {lost}" if lost else store
+            holder = "its process is gone (rank 0, where torchrun does not hold it), or the network to it"
+            lost = f"the group's store is out of reach: {holder}{f'; {lost}' if lost else ''}"
         return explain_absence(positions, self.rank, waited, lost, self._subject)
 
     def leave(self, doing: Doing, text: str) -> None:

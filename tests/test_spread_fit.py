@@ -14,6 +14,7 @@ from torch import Tensor
 from ranks import run_ranks
 from small_problem import X, Y, copy_of, net, same
 from wholebatch import FeedForward, Loss, Optimizer, Training
+from wholebatch.feedforward import memory
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.held import Held
 from wholebatch.feedforward.peers import Peers
@@ -201,6 +202,26 @@ def test_a_mistake_is_told_in_the_same_words_on_every_rank():
     assert said[0] == said[1]
     for name, (_, words) in (MISTAKES | EVERYWHERE).items():
         assert said[0][name].startswith(words), name
+
+
+def lack_memory(rank: int) -> str:
+    if rank == 1:
+        memory.free_bytes = lambda: 5_000_000  # type: ignore[assignment]
+    model = FeedForward(6, (600, 600), 3)
+    with pytest.raises(ValueError, match="of memory") as error:
+        model.fit(half(X, rank), half(Y, rank), spread=Spread(), engine="reference", optimizer=Optimizer("sgd"))
+    return str(error.value)
+
+
+def test_memory_is_counted_for_all_ranks_of_a_host():
+    """The reference: the net twice for each of two ranks, and the gradients of two shards; float32, 367,803 numbers."""
+    said = [outcome.value for outcome in run_ranks(lack_memory, 2)]
+    assert said[0] == said[1]
+    assert said[0].startswith("on rank 1 of 2: training a net of sizes 6-600-600-3 by mini-batches of 45 on each of 2")
+    needed = int(said[0].split("needs ")[1].split(" bytes")[0].replace(",", ""))
+    numbers = 6 * 600 + 600 * 600 + 600 * 3 + 3 + 2 * 1200
+    batch = 2 * (6 + 2 * 1200 + 3) * 45
+    assert 4 * (6 * numbers + batch) <= needed <= 1.05 * 4 * (6 * numbers + batch)
 
 
 def differ_in_state(rank: int) -> str:

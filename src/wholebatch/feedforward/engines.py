@@ -8,7 +8,7 @@ import torch
 
 from wholebatch import kernels
 from wholebatch.feedforward.engine import Engine
-from wholebatch.feedforward.footprint import describe, native_need, reference_need
+from wholebatch.feedforward.footprint import describe, native_need, net_bytes, reference_need
 from wholebatch.feedforward.memory import Need
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.native import NativeEngine
@@ -76,13 +76,15 @@ def check_fit(
     engine: str = "auto",
     held: int = 0,
     net: int = 0,
+    peers: Peers | None = None,
 ) -> None:
     """Refuse a training that does not fit in memory, before any is taken.
 
     Args:
-        rows: of the largest mini-batch.
+        rows: of the largest mini-batch, those of this process.
         held: rows held out, which are predicted after each epoch.
         net: bytes, beside the engine's own, that grow with the net: the net itself where it is not there yet.
+        peers: who else trains: those on this host need as much each, and a gradient of each shard is kept.
 
     Raises:
         ValueError: naming the bytes needed and free, and the remedy.
@@ -95,7 +97,12 @@ def check_fit(
             need = need.plus(net=native_need(architecture, optimizer, 0, dtype, then).net)
     else:
         need = reference_need(architecture, optimizer, rows, dtype)
-    need.plus(net=net).check(f"training {describe(architecture)} by mini-batches of {rows:,}")
+    need, whose = need.plus(net=net), ""
+    if peers is not None and peers.shards > 1:
+        parts = peers.shards * net_bytes(architecture, dtype, buffers=False)
+        need = need.times(peers.on_host).plus(net=parts)  # the parts lie in memory that all of a host share
+        whose = f" on each of {peers.on_host} ranks of this host" if peers.on_host > 1 else ""
+    need.check(f"training {describe(architecture)} by mini-batches of {rows:,}{whose}")
 
 
 def check_predict(

@@ -41,6 +41,10 @@ class Need:
         """The same and more."""
         return replace(self, net=self.net + net, table=self.table + table)
 
+    def times(self, processes: int) -> Need:
+        """What so many processes need that each need this."""
+        return replace(self, net=processes * self.net, batch=processes * self.batch, table=processes * self.table)
+
     @property
     def total(self) -> int:
         return self.net + self.batch + self.table

@@ -37,6 +37,7 @@ class Peers:
         own: those of this rank.
         near: those whose rows this rank's batch norms are of, in training: all, the own, or (``sync="group"``) those
             of the ranks nearby. Under ``sync="late"`` the own: the others' moments come a step late.
+        on_host: how many of the ranks are on this host.
         spread: what was chosen.
         group: the process group; None: this process alone.
         processes, nearby: how all ranks meet, and those of ``near``; None: this process alone.
@@ -56,10 +57,12 @@ class Peers:
         self.spread, self.shards = spread, spread.shards_for(self.ranks)
         self.own = self._shards_of(range(self.rank, self.rank + 1))
         self.near, self.nearby = self.own, self.processes
+        hosts = self.tell((Process.own().host or gethostname()).encode(), "hosts")
+        self.on_host = hosts.count(hosts[self.rank])
         if spread.sync == "all":
             self.near = range(self.shards)
         elif spread.sync == "group" and self.group is not None:
-            ranks = self._ranks_nearby()
+            ranks = self._ranks_nearby(hosts)
             self.near, self.nearby = self._shards_of(ranks), _sharing_among(ranks, self.group)
 
     @property
@@ -101,10 +104,9 @@ class Peers:
         each = self.shards // self.ranks
         return range(ranks.start * each, ranks.stop * each)
 
-    def _ranks_nearby(self) -> range:
+    def _ranks_nearby(self, hosts: list[bytes]) -> range:
         size = self.spread.group_size
         if size is None:
-            hosts = self.tell((Process.own().host or gethostname()).encode(), "hosts")
             begin = end = self.rank
             while begin > 0 and hosts[begin - 1] == hosts[self.rank]:
                 begin -= 1

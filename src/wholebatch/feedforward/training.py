@@ -181,6 +181,7 @@ def fit(
             engine=engine,
             held=0 if held is None else len(held),
             net=net_bytes(architecture, dtype) if training.patience else 0,
+            peers=peers,
         )
         runner = make_engine(
             model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine, peers=peers

@@ -141,7 +141,7 @@ class Perceptron(BaseMultilayerPerceptron):
         self.n_outputs_ = y.shape[1]
         if not incremental:
             self._live = None  # its memory is free again before more is asked for
-        do_together(peers, lambda: self._check_memory(X.shape[0], X.dtype, first=first, incremental=incremental))
+        do_together(peers, lambda: self._check_memory(X.shape[0], X.dtype, peers, first=first))
         if peers is None:
             self._random_state = check_random_state(self.random_state)
         else:
@@ -167,7 +167,7 @@ class Perceptron(BaseMultilayerPerceptron):
         """Targets that were checked, as scikit-learn encodes them, by what all ranks have."""
         return y
 
-    def _check_memory(self, rows: int, dtype: Any, *, first: bool, incremental: bool) -> None:
+    def _check_memory(self, rows: int, dtype: Any, peers: Peers | None, *, first: bool) -> None:
         """Refuse a training that does not fit in memory, before any is taken.
 
         Raises:
@@ -181,15 +181,19 @@ class Perceptron(BaseMultilayerPerceptron):
         if by_lbfgs:
             net += lbfgs.VECTORS * net_bytes(self._architecture, kind, buffers=False)
         held = math.ceil(rows * self.validation_fraction) if self.early_stopping and not by_lbfgs else 0
+        own = rows if by_lbfgs else parameters.batch_rows(self.batch_size, rows - held)
+        if peers is not None and not by_lbfgs:
+            own = -(-own // peers.ranks)
         check_fit(
             self._architecture,
             Optimizer("sgd") if by_lbfgs else parameters.optimizer(self),
-            rows if by_lbfgs else parameters.batch_rows(self.batch_size, rows - held),
+            own,
             kind,
             n_threads=Team.of(self).n_threads,
             engine=self.engine,
             held=held,
             net=net,
+            peers=peers,
         )
 
     def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None) -> None:

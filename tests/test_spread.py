@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ranks import run_ranks
+from wholebatch import FeedForward
+from wholebatch.feedforward.agreement import do_together, take_net
 from wholebatch.feedforward.data import batch_offsets, shuffled
 from wholebatch.feedforward.dropout import dropout_mask
 from wholebatch.feedforward.peers import Peers, add_in_order, find_peers
@@ -200,3 +203,54 @@ def test_a_group_without_a_spread_is_refused():
 def test_a_spread_over_no_process_group_is_refused():
     with pytest.raises(ValueError, match=r"call torch\.distributed\.init_process_group"):
         Peers(Spread(), "world")
+
+
+ERRORS: dict[str, tuple[list[Exception | None], type[Exception], str]] = {
+    "one rank": ([None, ValueError("no"), None], ValueError, "on rank 1 of 3: no"),
+    "two ranks": ([None, ValueError("no"), TypeError("neither")], ValueError, "on rank 1 of 3: no"),
+    "a type": ([TypeError("no"), None, None], TypeError, "on rank 0 of 3: no"),
+    "the system": ([None, None, OSError("no disk")], ValueError, "on rank 2 of 3: OSError: no disk"),
+    "all alike": ([KeyError("no")] * 3, KeyError, "'no'"),
+    "nobody": ([None] * 3, RuntimeError, "done"),
+}
+
+
+def do_each(rank: int) -> dict[str, tuple[str, str]]:
+    peers, found = Peers(Spread(), "world"), {}
+
+    def do(error: Exception | None) -> str:
+        if error is not None:
+            raise error
+        return "done"
+
+    for name, (errors, _, _) in ERRORS.items():
+        error = errors[rank]
+        try:
+            found[name] = ("RuntimeError", do_together(peers, lambda error=error: do(error)))  # type: ignore[misc]
+        except Exception as raised:
+            found[name] = (type(raised).__name__, str(raised))
+    return found
+
+
+def test_what_fails_on_one_rank_fails_on_all():
+    for outcome in run_ranks(do_each, 3):
+        assert outcome.value == {name: (kind.__name__, words) for name, (_, kind, words) in ERRORS.items()}
+
+
+def test_without_peers_an_error_is_what_it_is():
+    with pytest.raises(KeyError):
+        do_together(None, lambda: {}["no"])
+
+
+def take_first(rank: int) -> list[float]:
+    model = FeedForward(3, (4,), 2, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(rank + 2)
+    take_net(Peers(Spread(), "world"), model)
+    return [float(value) for tensor in model.state_dict().values() for value in tensor.reshape(-1).unique()]
+
+
+def test_the_net_of_rank_0_is_everyones():
+    for outcome in run_ranks(take_first, 2):
+        assert outcome.value == [2.0] * len(FeedForward(3, (4,), 2).state_dict())

@@ -23,7 +23,7 @@ from wholebatch.feedforward.settings import Loss
 
 
 class Held:
-    """The rows held out, of which this rank has ``data``.
+    """The rows held out, of which this rank has ``data``: with weights on all ranks, or on none.
 
     Args:
         block: the engine's ``predicted_rows``.
@@ -35,13 +35,9 @@ class Held:
     def __init__(self, data: Data, loss: Loss, peers: Peers | None = None, block: int = 1) -> None:
         assert data.y is not None
         self._peers, self._loss = peers, loss
-        rows = tell_numbers(peers, [len(data), data.sample_weight is not None]).astype(int)
-        weight = data.sample_weight
-        if weight is None and rows[:, 1].any():
-            weight = np.ones(len(data), data.x.dtype)
-        y = gather_rows(peers, data.y)
+        y, weight = gather_rows(peers, data.y), data.sample_weight
         self.whole = Data(np.empty((len(y), 0)), y, None if weight is None else gather_rows(peers, weight))
-        self._x = data.x if peers is None else _take_blocks(data.x, rows[:, 0], peers, block)
+        self._x = data.x if peers is None or block == 1 else _take_blocks(data.x, peers, block)
 
     def __len__(self) -> int:
         """How many rows this rank predicts."""
@@ -75,11 +71,10 @@ def gather_rows(peers: Peers | None, own: np.ndarray) -> np.ndarray:
     return np.concatenate([_unpack(content) for content in peers.tell(_pack(own), "validation")])
 
 
-def _take_blocks(x: Any, rows: np.ndarray, peers: Peers, block: int) -> Any:
+def _take_blocks(x: Any, peers: Peers, block: int) -> Any:
     """The rows of the blocks that begin among this rank's, ``x``; the first of these may belong to another's block."""
-    ends = rows.cumsum()
-    begins = ends - rows
-    begin, end = int(begins[peers.rank]), int(ends[peers.rank])
+    ends = tell_numbers(peers, [x.shape[0]])[:, 0].astype(np.int64).cumsum()
+    begin, end = int(ends[peers.rank]) - x.shape[0], int(ends[peers.rank])
     begins_block = begin // block * block
     contents = [b""] * peers.ranks
     cut = begin

@@ -1,4 +1,4 @@
-"""The GPU's kernels for tests: on a card where there is one, and otherwise through Triton's interpreter on the CPU.
+"""The GPU's kernels for tests: on a card where there is one, else through Triton's interpreter, as ``conftest.py`` asks for.
 
 The interpreter takes some 20 milliseconds for a program, so tensors are small here, and tiles of the second set of
 limits are smaller still: what takes three launches, several programs and several tiles for each is looked at in them.
@@ -6,8 +6,6 @@ limits are smaller still: what takes three launches, several programs and severa
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -18,21 +16,15 @@ from torch import Tensor
 from tests.kernel_inputs import fill, make_affine
 from wholebatch.kernels.batch_norm import Affine
 
-if torch.cuda.is_available():
-    DEVICE = "cuda"
-else:
-    DEVICE = "cpu"
-    # Read by Triton as it is imported. torch's compiler imports it too, and takes no other way on the CPU for it.
-    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1", "Triton was imported too early"
-    os.environ["TRITON_INTERPRET"] = "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 pytest.importorskip("triton", reason="Triton is missing here: pip install 'wholebatch[gpu]'")
 
-from triton import language as tl
-from triton.runtime import interpreter
+from triton import language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 
-from wholebatch.kernels.gpu.kernel import Triton
-from wholebatch.kernels.gpu.plan import Limits
+from wholebatch.kernels.gpu.kernel import Triton  # noqa: E402
+from wholebatch.kernels.gpu.plan import Limits  # noqa: E402
 
 _convert = interpreter._convert_float
 

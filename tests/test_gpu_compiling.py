@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs import run
+from tests.programs import run_alone
 
 pytest.importorskip("triton", reason="Triton is missing here: pip install 'wholebatch[gpu]'")
 
@@ -64,7 +64,7 @@ SPLIT = ["find_parts", "merge_parts", "normalise", "find_part_sums", "merge_part
 
 
 def compiled(folder: Path, *case: Any) -> Iterator[dict[str, Any]]:
-    done = run(COMPILE, json.dumps(case), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder))
+    done = run_alone(COMPILE, json.dumps(case), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(folder))
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         yield json.loads(line)

@@ -12,6 +12,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from wholebatch.activations import Activation, resolve_activation
+from wholebatch.devices import check_device
 from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
 from wholebatch.parts import count_call
@@ -53,6 +54,7 @@ class WholeBatchNorm(_BatchNorm):
         save: Save = None,
         **keywords: Any,  # bias=False, where this version of PyTorch has it
     ) -> None:
+        check_device(device)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
         self.equip(process_group=process_group, activation=activation, save=save)
 
@@ -196,6 +198,7 @@ class _Lazy(_LazyNormBase):
         save: Save = None,
         **keywords: Any,
     ) -> None:
+        check_device(device)
         super().__init__(eps, momentum, affine, track_running_stats, device, dtype, **keywords)  # type: ignore[no-untyped-call]
         WholeBatchNorm.equip(self, process_group=process_group, activation=activation, save=save)  # type: ignore[type-var]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from wholebatch.devices import check_device
 from wholebatch.feedforward.footprint import check_net
 from wholebatch.feedforward.settings import Architecture
 
@@ -102,6 +103,7 @@ class FeedForward(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_device(device)
         super().__init__()
         self.architecture = Architecture(
             in_features,

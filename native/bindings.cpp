@@ -256,7 +256,7 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
       .def("part_size", &Network<T>::part_size)
       .def("part_of", &Network<T>::part_of, "layer"_a)
       .def("lasted", [](const Network<T> &self) { return static_cast<double>(self.lasted()) * 1e-9; })
-      .def("record", &Network<T>::record, "steps"_a, "slow"_a, "factor"_a)
+      .def("record", &Network<T>::record, "steps"_a, "slow"_a, "factor"_a, "turns"_a = 1, "turn"_a = 0)
       .def("marks", [](const Network<T> &self, int worker) { return self.timeline()->lane(worker).count(); })
       .def("read_marks",
            [](const Network<T> &self, int worker, Array<std::int64_t, nb::ndim<2>> out) {

@@ -158,10 +158,10 @@ public:
   std::int64_t lasted() const { return lasted_; } // nanoseconds of the last run's steps, all together
   // From the next run on, marks of up to so many of its steps; 0: of none. The worker `slow` (-1: nobody) computes
   // `factor` times as long: it does nothing after each of its computations, which changes no number.
-  void record(std::int64_t steps, int slow, double factor) {
-    timeline_ = steps > 0
-                    ? std::make_unique<Timeline>(config_.threads, steps, static_cast<int>(layers_.size()), slow, factor)
-                    : nullptr;
+  void record(std::int64_t steps, int slow, double factor, int turns = 1, int turn = 0) {
+    timeline_ = steps > 0 ? std::make_unique<Timeline>(config_.threads, steps, static_cast<int>(layers_.size()), slow,
+                                                       Delay{factor, turns, turn})
+                          : nullptr;
   }
   const Timeline *timeline() const { return timeline_.get(); }
   double total_penalty() const { return total_penalty_; } // the part of the last run's loss that alpha added

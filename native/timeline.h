@@ -76,16 +76,33 @@ struct Mark {
 };
 static_assert(sizeof(Mark) == 16);
 
+// A worker's computing is made to last `factor` times as long: all of it, or (with `turns` above 1) each of its
+// computations with a chance of 1 in `turns`. Which ones is a function of their number alone, and different for each
+// `turn`: workers of as many ranks, each with a turn of its own, are never late at the same place.
+struct Delay {
+  double factor = 1;
+  int turns = 1, turn = 0;
+
+  bool hits(std::uint64_t computation) const {
+    if (turns <= 1)
+      return true;
+    std::uint64_t z = (computation + 1) * 0x9e3779b97f4a7c15u; // splitmix64 (Steele, Lea and Flood, 2014)
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return static_cast<int>((z ^ (z >> 31)) % static_cast<std::uint64_t>(turns)) == turn;
+  }
+};
+
 // One worker's marks.
 class alignas(64) Lane {
 public:
-  // factor: how many times as long this worker's computing is made to last.
-  void reserve(std::size_t marks, double factor) {
+  // delay: of this worker's computing.
+  void reserve(std::size_t marks, const Delay &delay) {
     marks_.resize(marks);
     capacity_ = marks;
-    factor_ = factor;
+    delay_ = delay;
   }
-  void clear() { count_ = 0; }
+  void clear() { count_ = computations_ = 0; }
   std::size_t count() const { return count_; }
   const Mark &operator[](std::size_t i) const { return marks_[i]; }
 
@@ -108,9 +125,9 @@ public:
   }
   void computed() {
     mark(Doing::compute);
-    if (factor_ <= 1)
+    if (delay_.factor <= 1 || !delay_.hits(computations_++))
       return;
-    const auto until = last_ + static_cast<std::int64_t>((factor_ - 1) * static_cast<double>(last_ - before_));
+    const auto until = last_ + static_cast<std::int64_t>((delay_.factor - 1) * static_cast<double>(last_ - before_));
     while (ticks_.now() < until)
       relax();
     mark(Doing::injected);
@@ -118,8 +135,8 @@ public:
 
 private:
   Buffer<Mark> marks_;
-  std::size_t count_ = 0, capacity_ = 0;
-  double factor_ = 1;
+  std::size_t count_ = 0, capacity_ = 0, computations_ = 0;
+  Delay delay_;
   std::int64_t before_ = 0, last_ = 0;
   std::int32_t step_ = 0;
   std::int16_t layer_ = 0;
@@ -131,12 +148,12 @@ private:
 class Timeline {
 public:
   // slow: the worker that is held up, -1: nobody.
-  Timeline(int workers, std::int64_t steps, int layers, int slow, double factor) : lanes_(workers) {
+  Timeline(int workers, std::int64_t steps, int layers, int slow, const Delay &delay) : lanes_(workers) {
     // A layer has up to 3 computations (and what is injected after each), 2 merges and 3 meetings of up to 3 ways to
     // wait; the rest of a step is less than two layers.
     constexpr std::int64_t each = 48; // over ranks
     for (int w = 0; w < workers; ++w)
-      lanes_[w].reserve(static_cast<std::size_t>(steps * each * (layers + 2) + 1), w == slow ? factor : 1);
+      lanes_[w].reserve(static_cast<std::size_t>(steps * each * (layers + 2) + 1), w == slow ? delay : Delay{});
   }
   Lane &lane(int worker) { return lanes_[worker]; }
   const Lane &lane(int worker) const { return lanes_.at(worker); }
@@ -168,7 +185,7 @@ private:
 // Nanoseconds that one of so many marks takes.
 inline double mark_cost(std::int64_t marks) {
   Lane lane;
-  lane.reserve(static_cast<std::size_t>(marks), 1);
+  lane.reserve(static_cast<std::size_t>(marks), {});
   const std::int64_t begin = Ticks::steady();
   for (std::int64_t i = 0; i < marks; ++i)
     lane.at(Stage::forward, static_cast<int>(i & 7))->computed();

@@ -22,7 +22,7 @@ from wholebatch.cost.plan.record import Check, Checked, Link, Network, Plan
 from wholebatch.cost.profile.measuring import profile
 from wholebatch.cost.profile.record import Profile
 from wholebatch.cost.recording import Recording, here
-from wholebatch.cost.synchronisation.record import Choice, Steps, Synchronisation, Training
+from wholebatch.cost.synchronisation.record import Choice, Delay, Steps, Synchronisation, Training
 from wholebatch.cost.timeline.measuring import measure
 from wholebatch.cost.timeline.problem import Wanted as Drawn
 from wholebatch.cost.timeline.record import Timeline
@@ -147,23 +147,26 @@ def _plan(timeline: Timeline) -> Plan:
 
 def synchronised() -> Synchronisation:
     """Made up, since ranks take seconds to start. Over each rank alone a step takes 3/4 as long, and a step late 7/8;
-    the slow rank doubles all; scores fall by 0.1 over each rank alone, and a step late by 0.02 in one of two seeds."""
+    delays double all; scores fall by 0.1 over each rank alone, and a step late by 0.02 in one of two seeds."""
     shorter: dict[Choice, float] = {"all": 1.0, "none": 0.75, "late": 0.875}
     lower: dict[Choice, tuple[float, float]] = {"all": (0.0, 0.0), "none": (0.1, 0.1), "late": (0.02, 0.0)}
+    waits: dict[Delay, tuple[float, float]] = {"none": (0.1, 0.2), "last": (0.5, 0.0), "changing": (0.3, 0.3)}
     steps, trainings = [], list[Training]()
-    for slow in (False, True):
+    for delay, shares in waits.items():
         for choice, times in shorter.items():
-            whole = (2e-3 if slow else 1e-3) * times
+            whole = (1e-3 if delay == "none" else 2e-3) * times
             timing = Timing(seconds=[whole] * 3, steps=10, median=whole, low=0.9 * whole, high=1.2 * whole)
-            wait = [0.5 * whole, 0.0] if slow else [0.1 * whole, 0.2 * whole]
-            exchange = [0.05 * whole, 0.05 * whole]
+            wait, exchange = [share * whole for share in shares], [0.05 * whole, 0.05 * whole]
             compute = [whole - w - e for w, e in zip(wait, exchange, strict=True)]
-            steps.append(Steps(choice=choice, slow=slow, timing=timing, compute=compute, exchange=exchange, wait=wait))
-    for seed, slow in ((0, False), (0, True), (1, False)):
+            steps.append(
+                Steps(choice=choice, delay=delay, timing=timing, compute=compute, exchange=exchange, wait=wait)
+            )
+    runs_of: list[tuple[int, Delay]] = [*((0, delay) for delay in waits), (1, "none")]
+    for seed, delay in runs_of:
         for choice, times in shorter.items():
-            seconds = [(2.0 if slow else 1.0) * times * epoch for epoch in range(3)]
+            seconds = [(1.0 if delay == "none" else 2.0) * times * epoch for epoch in range(3)]
             scores = [0.25, 0.75 - lower[choice][seed], 0.9 + 0.01 * seed - lower[choice][seed]]
-            trainings.append(Training(choice=choice, slow=slow, seed=seed, seconds=seconds, scores=scores))
+            trainings.append(Training(choice=choice, delay=delay, seed=seed, seconds=seconds, scores=scores))
     return Synchronisation(
         table="table.csv",
         target_columns=["kind"],

@@ -32,33 +32,39 @@ def with_scores(none: list[float], late: list[float]) -> Synchronisation:
     """Last scores over each rank alone and a step late, by seed; over all they are 0.9 and 0.91."""
     last = {"all": [0.9, 0.91], "none": none, "late": late}
     trainings = [
-        {**t.model_dump(), "scores": [*t.scores[:-1], last[t.choice][t.seed]]} for t in RECORD.trainings if not t.slow
+        {**t.model_dump(), "scores": [*t.scores[:-1], last[t.choice][t.seed]]}
+        for t in RECORD.trainings
+        if t.delay == "none"
     ]
-    return changed(trainings=trainings, straggler=1.0, steps=[s.model_dump() for s in RECORD.steps if not s.slow])
+    return changed(
+        trainings=trainings, straggler=1.0, steps=[s.model_dump() for s in RECORD.steps if s.delay == "none"]
+    )
 
 
 def test_bursts_of_ranks_taken_together_by_hand():
     first = [Burst(10.0, 1.0, 2.0), Burst(12.0, 2.0, 6.0), Burst(11.0, 1.0, 3.0)]
     second = [Burst(11.0, 1.0, 0.0), Burst(11.0, 0.0, 1.0), Burst(20.0, 4.0, 2.0)]
-    steps = take_together(Entry("late", True), [first, second])
-    assert (steps.choice, steps.slow) == ("late", True)
+    steps = take_together(Entry("late", "last"), [first, second])
+    assert (steps.choice, steps.delay) == ("late", "last")
     assert steps.timing.seconds == [11.0, 12.0, 20.0]  # the slowest rank's
     assert steps.timing.median == 12.0
     assert (steps.exchange, steps.wait, steps.compute) == ([1.0, 1.0], [3.0, 1.0], [7.0, 10.0])
-    hidden = take_together(Entry("all", False), [[Burst(1.0, 0.7, 0.4)]])  # clocks of their own may disagree a little
+    hidden = take_together(Entry("all", "none"), [[Burst(1.0, 0.7, 0.4)]])  # clocks of their own may disagree a little
     assert hidden.compute == [0.0]
 
 
 def test_shares_by_hand():
-    plain, slow = RECORD.timed("all", slow=False), RECORD.timed("all", slow=True)
+    plain, last, changing = (RECORD.timed("all", delay) for delay in RECORD.delays)
     assert plain is not None
-    assert slow is not None
-    each = summary.everyone(plain)
+    assert last is not None
+    assert changing is not None
+    each = summary.waiting(plain)
     assert (each.median, each.low, each.high) == pytest.approx((1e-3, 0.9e-3, 1.2e-3))
     assert (each.compute, each.exchange, each.wait) == pytest.approx((0.8, 0.05, 0.15))
-    assert summary.others(slow).wait == pytest.approx(0.5)
-    assert (summary.slow_one(slow).wait, summary.slow_one(slow).compute) == pytest.approx((0.0, 0.95))
-    late = RECORD.timed("late", slow=False)
+    assert summary.waiting(last).wait == pytest.approx(0.5)  # the last one waits for nobody, and is left out
+    assert summary.waiting(changing).wait == pytest.approx(0.3)
+    assert (summary.last_one(last).wait, summary.last_one(last).compute) == pytest.approx((0.0, 0.95))
+    late = RECORD.timed("late")
     assert late is not None
     assert summary.ratio(late, plain) == pytest.approx(0.875)
 
@@ -86,23 +92,23 @@ def test_a_training_that_diverged_is_left_out_and_told():
     record = changed(trainings=trainings)
     assert summary.last_scores(record, "none") == {}
     assert summary.compare(record, "none", "all") is None
-    assert summary.epoch_seconds(record, "none", slow=False) is None
+    assert summary.epoch_seconds(record, "none", "none") is None
     assert "Over each rank alone no training of a seed went well in both." in words.answers(record)
     assert any("ended trainings with batch norm over each rank alone" in note for note in words.notes(record))
     assert describe(record).shown
 
 
 def test_seconds_of_an_epoch():
-    found = {slow: summary.epoch_seconds(RECORD, "none", slow=slow) for slow in (False, True)}
-    assert found == pytest.approx({False: 0.75, True: 1.5})
+    found = [summary.epoch_seconds(RECORD, "none", delay) for delay in RECORD.delays]
+    assert found == pytest.approx([0.75, 1.5, 1.5])
 
 
-def test_scores_with_the_slow_rank_are_held_against_those_without_by_equality():
+def test_scores_with_delays_are_held_against_those_without_by_equality():
     assert summary.is_unchanged(RECORD, "late") is True
     assert any("every one of them equal" in note for note in words.notes(RECORD))
     trainings = [t.model_dump() for t in RECORD.trainings]
     for training in trainings:
-        if training["slow"] and training["choice"] == "late":
+        if (training["delay"], training["choice"]) == ("changing", "late"):
             training["scores"][-1] = math.nextafter(training["scores"][-1], 1)
     spoiled = changed(trainings=trainings)
     assert [summary.is_unchanged(spoiled, choice) for choice in ("all", "late")] == [True, False]
@@ -137,11 +143,15 @@ def test_the_sentences_say_whichever_way_it_came_out(late: list[float], words_: 
     assert f"Over all ranks, the others' a step late {words_}" in said[-1]
 
 
-def test_the_slow_rank_in_words():
-    said = words.answers(RECORD)[1]
-    assert said.startswith(
-        "Where rank 1 computes 2 times as long, with batch norm over all 2 ranks a step takes 2.00 ms, of which the "
-        "other rank waits 50 % and exchanges for 5.0 %; over each rank alone it takes 1.50 ms (0.75 times as long"
+def test_delays_in_words():
+    _, last, changing, *_ = words.answers(RECORD)
+    assert last.startswith(
+        "Where rank 1 always computes 2 times as long, with batch norm over all 2 ranks a step takes 2.00 ms, of which "
+        "the other rank waits 50 % and exchanges for 5.0 %; over each rank alone it takes 1.50 ms (0.75 times as long"
+    )
+    assert changing.startswith(
+        "Where now one rank and now another computes 2 times as long, with batch norm over all 2 ranks a step takes "
+        "2.00 ms, of which a rank waits 30 %"
     )
 
 

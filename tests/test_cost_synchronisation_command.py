@@ -66,9 +66,10 @@ def test_a_table_is_measured_recorded_and_drawn(capsys: pytest.CaptureFixture[st
     found = load(Path("out/recording.json")).synchronisation
     assert found is not None
     choices = ("all", "none", "late")
-    assert [(s.choice, s.slow) for s in found.steps] == [(c, slow) for slow in (False, True) for c in choices]
-    assert [(t.seed, t.slow, t.choice) for t in found.trainings] == [
-        (seed, slow, choice) for seed, slow in ((0, False), (0, True), (1, False)) for choice in choices
+    delays = ("none", "last", "changing")
+    assert [(s.delay, s.choice) for s in found.steps] == [(delay, c) for delay in delays for c in choices]
+    assert [(t.seed, t.delay, t.choice) for t in found.trainings] == [
+        (seed, delay, choice) for seed, delay in (*((0, delay) for delay in delays), (1, "none")) for choice in choices
     ]
     assert (found.training_rows, found.validation_rows, found.steps_per_epoch, found.epochs) == (64, 16, 4, 2)
     assert (found.ranks, found.straggler, found.group_size) == (2, 3.0, None)
@@ -122,7 +123,7 @@ def measure(batch_size: int = 16, learning_rate: float = 3e-3, **wanted: Any) ->
 @needs_engine
 def test_a_training_that_diverges_ends_and_is_told():
     found = measure(learning_rate=1e30, straggler=1.0, choices=("all", "late"))
-    assert [(s.choice, s.slow) for s in found.steps] == [("all", False), ("late", False)]
+    assert [(s.choice, s.delay) for s in found.steps] == [("all", "none"), ("late", "none")]
     assert [t.diverged for t in found.trainings] == [1, 1]
     assert [len(t.scores) for t in found.trainings] == [1, 1]
 

@@ -80,10 +80,11 @@ class _Network(Generic[T]):
         """The part of the last run's total that alpha added."""
     def is_finite(self, layer: int) -> bool:
         """Whether all parameters of a layer are finite."""
-    def record(self, steps: int, slow: int, factor: float) -> None:
+    def record(self, steps: int, slow: int, factor: float, turns: int = 1, turn: int = 0) -> None:
         """From the next run on, mark what each thread does in up to so many steps; 0 ends it.
 
-        The thread `slow` (-1: none) is idle after each of its computations until it took `factor` times as long.
+        The thread `slow` (-1: none) is idle after each of its computations until it took `factor` times as long;
+        with `turns` above 1 after one in so many of them, others for each `turn` below it.
         """
     def marks(self, worker: int, /) -> int:
         """How many marks a thread made in the last run."""

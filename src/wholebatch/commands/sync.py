@@ -36,7 +36,7 @@ QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most
     "--group-size", type=click.IntRange(min=2), metavar="N", help="Ranks of a group.  [default: half of them]"
 )
 @click.option(
-    "--straggler", type=Factor(), metavar="X", default="2x", help="The last rank takes so long, too; 1: no such part."
+    "--straggler", type=Factor(), metavar="X", default="2x", help="Hold ranks up so long, too; 1: not at all."
 )
 @click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu", help="Of the hidden layers.")
@@ -62,8 +62,8 @@ def sync(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **opt
 
     Ranks of this host train the same net with batch norm over all of them (all), over groups of them (group), over
     each alone (none), and over all, but with the others' moments of the step before (late): time per step, waiting and
-    exchange, with and without a slow rank; and the score after each epoch. --target may be left out for the sets named
-    above.
+    exchange, where no rank is held up, always the last, or now this one and now that; and the score after each epoch.
+    --target may be left out for the sets named above.
     """
     from wholebatch.commands import costs
 

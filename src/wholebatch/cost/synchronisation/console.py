@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wholebatch.cost.comparison.summary import durations
-from wholebatch.cost.synchronisation.record import Steps, Synchronisation
+from wholebatch.cost.synchronisation.record import Delay, Steps, Synchronisation
 from wholebatch.cost.synchronisation.summary import (
     Parts,
     compare,
     epoch_seconds,
-    everyone,
+    last_one,
     last_scores,
-    others,
     ratio,
-    slow_one,
+    waiting,
 )
-from wholebatch.cost.synchronisation.words import answers, base_of, notes, percent, score, whose
+from wholebatch.cost.synchronisation.words import answers, base_of, notes, percent, score, who_is_late, whose
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +29,7 @@ def tell(record: Synchronisation) -> list[RenderableType]:
     from rich.text import Text
 
     caption = Text("in brackets: 20th to 80th percentile of rounds", style="dim")
-    said: list[RenderableType] = [_steps(record), caption, _scores(record)]
+    said: list[RenderableType] = [*(_steps(record, delay) for delay in record.delays), caption, _scores(record)]
     return [
         *said,
         Text("\n".join(answers(record))),
@@ -39,48 +38,45 @@ def tell(record: Synchronisation) -> list[RenderableType]:
     ]
 
 
-def _steps(record: Synchronisation) -> Table:
-    table = _table("a step", ("batch norm over", "rank"))
+def _steps(record: Synchronisation, delay: Delay) -> Table:
+    late = who_is_late(record, delay)
+    table = _table(f"a step {late[:1].lower()}{late[1:]}".strip(), ("batch norm over", "rank"))
     for name in ("time per step", f"over {base_of(record)}", "wait", "exchange"):
         table.add_column(name, justify="right")
-    for slow in (False, True):
-        base = record.timed(base_of(record), slow=slow)
-        for choice in record.choices:
-            one = record.timed(choice, slow=slow)
-            if one is None or base is None:
-                continue
-            for place, (who, parts) in enumerate(_who(record, one)):
-                step, low, high = durations([parts.median, parts.low, parts.high])
-                first = (whose(record, choice), who, f"{step} [{low} – {high}]", f"{ratio(one, base):.2f}")
-                again = ("", who, "", "")
-                table.add_row(*(again if place else first), percent(parts.wait), percent(parts.exchange))
-        table.add_section()
+    base = record.timed(base_of(record), delay)
+    for choice in record.choices:
+        one = record.timed(choice, delay)
+        if one is None or base is None:
+            continue
+        for place, (who, parts) in enumerate(_who(record, one)):
+            step, low, high = durations([parts.median, parts.low, parts.high])
+            first = (whose(record, choice), who, f"{step} [{low} – {high}]", f"{ratio(one, base):.2f}")
+            again = ("", who, "", "")
+            table.add_row(*(again if place else first), percent(parts.wait), percent(parts.exchange))
     return table
 
 
 def _who(record: Synchronisation, one: Steps) -> list[tuple[str, Parts]]:
-    if not one.slow:
-        return [("each", everyone(one))]
-    return [("the others", others(one)), (f"{record.ranks - 1}, {record.straggler:g} × as long", slow_one(one))]
+    if one.delay != "last":
+        return [("each", waiting(one))]
+    return [("the others", waiting(one)), (f"{record.ranks - 1}", last_one(one))]
 
 
 def _scores(record: Synchronisation) -> Table:
     table = _table(f"{record.score_name} after {record.epochs} epochs, {len(record.seeds)} seeds", ("batch norm over",))
     base = base_of(record)
-    for name in ("mean", "least – most", f"minus {base}", "standard error", "an epoch", "with the slow rank"):
+    for name in ("mean", "least – most", f"minus {base}", "standard error", "an epoch"):
         table.add_column(name, justify="right")
     for choice in record.choices:
         found = list(last_scores(record, choice).values())
         difference = None if choice == base else compare(record, choice, base)
-        plain, slow = (epoch_seconds(record, choice, slow=slow) for slow in (False, True))
         table.add_row(
             whose(record, choice),
             score(sum(found) / len(found)) if found else "diverged",
             f"{score(min(found))} – {score(max(found))}" if len(found) > 1 else DASH,
             f"{difference.mean:+.4f}" if difference else DASH,
             score(difference.error) if difference and difference.error is not None else DASH,
-            durations([plain])[0],
-            durations([slow])[0],
+            durations([epoch_seconds(record, choice, "none")])[0],
         )
     return table
 

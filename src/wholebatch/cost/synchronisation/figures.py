@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,40 +10,36 @@ import plotly.graph_objects as go
 from wholebatch.cost.comparison.figures import LINE, capital, faint, time_unit
 from wholebatch.cost.comparison.summary import duration
 from wholebatch.cost.plan.figures import PARTS
-from wholebatch.cost.synchronisation.record import Choice, Steps, Synchronisation, Training
-from wholebatch.cost.synchronisation.summary import Parts, everyone, others
-from wholebatch.cost.synchronisation.words import percent, whose
+from wholebatch.cost.synchronisation.record import Choice, Delay, Steps, Synchronisation, Training
+from wholebatch.cost.synchronisation.summary import Parts, waiting
+from wholebatch.cost.synchronisation.words import percent, who_is_late, whose
 from wholebatch.pages.pictures import Picture, arrange, plain
 
 # Told apart on a light and on a dark ground, and by people who see no red or no green (after Okabe and Ito, 2008).
 COLORS: dict[Choice, str] = {"all": "#2f7fd6", "group": "#12937f", "none": "#d6336c", "late": "#d9822b"}
+TITLES: dict[Delay, str] = {"none": "", "last": ", one rank held up", "changing": ", now this rank held up, now that"}
 DASHES: dict[Choice, str] = {"all": "solid", "group": "dash", "none": "dot", "late": "dashdot"}
 
 
 def steps(record: Synchronisation) -> list[Picture]:
-    """What ranks do in a step of each choice, with no slow rank and with one; both over the same microseconds."""
+    """What ranks do in a step of each choice, without and with delays; all over the same microseconds."""
     most = max(one.timing.high for one in record.steps)
     made = []
-    for slow in (False, True):
-        found = [one for one in record.steps if one.slow == slow]
-        if not found:
-            continue
-        said = "What a rank does in a step, the mean of all ranks"
-        if slow:
-            said = (
-                f"The same where rank {record.ranks - 1} computes {record.straggler:g} times as long: what the others "
-                "do, their mean"
-            )
-        said += ". The line at the top: the 20th to the 80th percentile of rounds."
-        name, title = ("slow", "A step with a slow rank") if slow else ("steps", "A step")
-        figure = _stacked(record, found, others if slow else everyone, most)
-        made.append(Picture(f"synchronisation-{name}", title, said, figure, "half", 360))
+    for delay in record.delays:
+        found = [one for one in record.steps if one.delay == delay]
+        late, who = who_is_late(record, delay), "the others" if delay == "last" else "all ranks"
+        said = (
+            f"{late + ': what' if late else 'What'} a rank does in a step, the mean of {who}. The line at the top: the "
+            "20th to the 80th percentile of rounds."
+        )
+        figure = _stacked(record, found, most)
+        made.append(Picture(f"synchronisation-step-{delay}", f"A step{TITLES[delay]}", said, figure, "half", 360))
     return made
 
 
-def _stacked(record: Synchronisation, found: Sequence[Steps], who: Callable[[Steps], Parts], most: float) -> go.Figure:
+def _stacked(record: Synchronisation, found: Sequence[Steps], most: float) -> go.Figure:
     unit, scale = time_unit(most)
-    parts = [who(one) for one in found]
+    parts = [waiting(one) for one in found]
     bars = []
     for name in PARTS:
         shares = [getattr(part, name) for part in parts]
@@ -85,7 +81,7 @@ def _spread(parts: Sequence[Parts], scale: float) -> dict[str, object]:
 
 
 def curves(record: Synchronisation) -> list[Picture]:
-    """The score by epoch; by second, with no slow rank and with one."""
+    """The score by epoch; by second, without and with delays."""
     name = record.score_name
     band = " The mean over the seeds, and their least and most as a band." if len(record.seeds) > 1 else ""
     made = [
@@ -93,7 +89,7 @@ def curves(record: Synchronisation) -> list[Picture]:
             "synchronisation-score-epoch",
             f"{capital(name)} by epoch",
             f"The {name} of the validation rows after each epoch.{band}",
-            _scores(record, slow=False, seconds=False),
+            _scores(record, "none", seconds=False),
             "wide",
             400,
         ),
@@ -101,18 +97,20 @@ def curves(record: Synchronisation) -> list[Picture]:
             "synchronisation-score-second",
             f"{capital(name)} by second",
             f"The same by training time.{band}",
-            _scores(record, slow=False, seconds=True),
+            _scores(record, "none", seconds=True),
             "half",
             400,
         ),
     ]
-    if any(training.slow for training in record.trainings):
+    for delay in record.delays:
+        if delay == "none":
+            continue
         made.append(
             Picture(
-                "synchronisation-score-second-slow",
-                f"{capital(name)} by second, with a slow rank",
-                f"Where rank {record.ranks - 1} computes {record.straggler:g} times as long; one seed.",
-                _scores(record, slow=True, seconds=True),
+                f"synchronisation-score-second-{delay}",
+                f"{capital(name)} by second{TITLES[delay]}",
+                f"{who_is_late(record, delay)}; one seed.",
+                _scores(record, delay, seconds=True),
                 "half",
                 400,
             )
@@ -120,13 +118,13 @@ def curves(record: Synchronisation) -> list[Picture]:
     return made
 
 
-def _scores(record: Synchronisation, *, slow: bool, seconds: bool) -> go.Figure:
+def _scores(record: Synchronisation, delay: Delay, *, seconds: bool) -> go.Figure:
     """One line a choice; trainings that diverged count as far as all of them went."""
     most = max(training.seconds[-1] for training in record.trainings)
     unit, scale = time_unit(most) if seconds else ("epoch", 1.0)
     traces: list[go.Scatter] = []
     for choice in record.choices:
-        trainings = record.trained(choice, slow=slow)
+        trainings = record.trained(choice, delay)
         if not trainings:
             continue
         x, scores = _together(trainings, seconds=seconds)

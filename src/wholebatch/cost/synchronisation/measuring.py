@@ -1,8 +1,8 @@
 """The whole measurement.
 
 1. prepare the table, refuse what cannot be measured, and lay it out for the ranks
-2. time the steps of all choices, interleaved, with no slow rank and with one
-3. train each choice from every seed, their epochs in turn; from the first seed with a slow rank, too
+2. time the steps of all choices, interleaved, without and with ranks that are held up
+3. train each choice from every seed, their epochs in turn; from the first seed with ranks held up, too
 """
 
 from __future__ import annotations
@@ -82,12 +82,10 @@ def order_notes(problem: Problem, ranks: int) -> list[str]:
 
 
 def _measure(handout: Handout, wanted: Wanted, tell: Tell) -> tuple[list[Steps], list[Training]]:
-    plain = [Entry(choice, False) for choice in wanted.choices]
-    slow = [Entry(choice, True) for choice in wanted.choices] if wanted.straggler > 1 else []
-    timed = Timed(
-        [*plain, *slow], wanted.rounds, min(LEAST_ROUNDS, wanted.rounds), wanted.burst_seconds, wanted.timing_seconds
-    )
-    trained = Trained([[*plain, *(slow if seed == 0 else [])] for seed in range(wanted.seeds)], wanted.run.epochs)
+    entries = [Entry(choice, delay) for delay in wanted.delays for choice in wanted.choices]
+    plain = entries[: len(wanted.choices)]
+    timed = Timed(entries, wanted.rounds, min(LEAST_ROUNDS, wanted.rounds), wanted.burst_seconds, wanted.timing_seconds)
+    trained = Trained([plain if seed else entries for seed in range(wanted.seeds)], wanted.run.epochs)
     tell("starting ranks", 0.0)
     found: list[tuple[list[list[Burst]], list[list[Course]]]] = run_ranks(
         measure, wanted.processes, handout, timed, trained, patience=SILENCE, told=lambda said: tell(*said)
@@ -109,7 +107,7 @@ def take_together(entry: Entry, bursts: Sequence[Sequence[Burst]]) -> Steps:
 
     return Steps(
         choice=entry.choice,
-        slow=entry.slow,
+        delay=entry.delay,
         timing=summarise([max(burst.step for burst in turn) for turn in zip(*bursts, strict=True)], 1),
         compute=medians(lambda burst: max(0.0, burst.step - burst.exchange - burst.wait)),
         exchange=medians(lambda burst: burst.exchange),
@@ -120,7 +118,7 @@ def take_together(entry: Entry, bursts: Sequence[Sequence[Burst]]) -> Steps:
 def _training(entry: Entry, seed: int, course: Course) -> Training:
     return Training(
         choice=entry.choice,
-        slow=entry.slow,
+        delay=entry.delay,
         seed=seed,
         seconds=list(accumulate(course.seconds, initial=0.0)),
         scores=course.scores,

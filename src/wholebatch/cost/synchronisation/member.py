@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from wholebatch.cost.ranks import tell
 from wholebatch.cost.synchronisation.handout import Handout
-from wholebatch.cost.synchronisation.record import Choice
+from wholebatch.cost.synchronisation.record import Choice, Delay
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress
 from wholebatch.feedforward.evaluation import score
@@ -35,10 +35,10 @@ WARM_STEPS, LEAST_STEPS = 2, 4
 
 @dataclass(frozen=True)
 class Entry:
-    """A choice, and whether the last rank is slow."""
+    """A choice, and who is held up."""
 
     choice: Choice
-    slow: bool
+    delay: Delay
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ class Member:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = FeedForward.of(handout.architecture)
-        last = self.peers.rank == self.peers.ranks - 1
         self._engine = _Clocked(
             net,
             handout.loss,
@@ -133,7 +132,11 @@ class Member:
             split="example",
             peers=self.peers,
         )
-        self._engine.factor = handout.straggler if entry.slow and last else 1.0
+        rank, ranks = self.peers.rank, self.peers.ranks
+        if entry.delay == "changing":
+            self._engine.hold_up = handout.straggler, ranks, rank
+        elif entry.delay == "last" and rank == ranks - 1:
+            self._engine.hold_up = handout.straggler, 1, 0
         self.epoch = 0
 
     @property
@@ -169,9 +172,14 @@ class Member:
 
 
 class _Clocked(NativeEngine):
-    """An engine that tells what its last epoch took. ``factor``: it computes so many times as long."""
+    """An engine that tells what its last epoch took.
 
-    factor = 1.0
+    Attributes:
+        hold_up: how many times as long it computes; and in how many turns, of which it has which (native/timeline.h).
+            None: nothing of that.
+    """
+
+    hold_up: tuple[float, int, int] | None = None
 
     def train_epoch(
         self,
@@ -183,9 +191,9 @@ class _Clocked(NativeEngine):
         *,
         counts: np.ndarray | None = None,
     ) -> EpochResult:
-        if self.factor > 1:
+        if self.hold_up is not None:
             network = self._network(int(np.diff(offsets).max()))
-            network.record(len(offsets) - 1, 0, self.factor)  # what it idles follows from what it marks
+            network.record(len(offsets) - 1, 0, *self.hold_up)  # how long it idles follows from what it marks
         return super().train_epoch(data, order, offsets, learning_rates, progress, counts=counts)
 
     def told(self, seconds: float, steps: int) -> Burst:

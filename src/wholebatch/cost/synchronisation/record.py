@@ -10,6 +10,8 @@ from wholebatch.cost.comparison.record import Finite, Seconds, Timing
 
 Choice = Literal["all", "group", "none", "late"]
 """Whose rows batch norm is over in training, see :class:`wholebatch.feedforward.spread.Spread`."""
+Delay = Literal["none", "last", "changing"]
+"""Who is held up: nobody; the last rank, always; or, after each computation, one rank, now this one and now that."""
 
 
 class Steps(BaseModel):
@@ -17,9 +19,9 @@ class Steps(BaseModel):
 
     Attributes:
         choice: whose rows batch norm is over.
-        slow: whether one rank was slow.
+        delay: who was held up.
         timing: of a step, the slowest rank's.
-        compute: what a rank does by itself, the idling of the slow one too.
+        compute: what a rank does by itself, the idling of one that is held up too.
         exchange: telling the others, and merging what they told.
         wait: for what the others have to tell.
     """
@@ -27,7 +29,7 @@ class Steps(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     choice: Choice
-    slow: bool
+    delay: Delay
     timing: Timing
     compute: list[Seconds]
     exchange: list[Seconds]
@@ -39,7 +41,7 @@ class Training(BaseModel):
 
     Attributes:
         choice: whose rows batch norm was over.
-        slow: whether one rank was slow.
+        delay: who was held up.
         seed: of first weights and shuffling; the same for every choice.
         seconds: of training alone, the slowest rank's: evaluations are not counted. The first is 0.
         scores: accuracy, exact match or R2 of the validation rows; higher is better. The first is before any training.
@@ -49,7 +51,7 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     choice: Choice
-    slow: bool
+    delay: Delay
     seed: int
     seconds: list[Seconds] = Field(min_length=1)
     scores: list[Finite] = Field(min_length=1)
@@ -77,9 +79,9 @@ class Synchronisation(BaseModel):
         cores: that they could use.
         choices: in the order asked for.
         group_size: ranks of a group; None where there were none.
-        straggler: how many times as long the last rank computed where it was slow; 1: never.
-        steps: by choice; those with a slow rank after those without.
-        trainings: by seed, choice and slow rank. With a slow rank, of the first seed alone.
+        straggler: how many times as long a rank computed where it was held up; 1: never.
+        steps: by delay, then choice.
+        trainings: by seed, delay and choice. With delays, of the first seed alone.
         notes: what a reader has to know about the table or the run; from outside.
     """
 
@@ -108,10 +110,15 @@ class Synchronisation(BaseModel):
     trainings: list[Training] = Field(min_length=1)
     notes: list[str]
 
-    def timed(self, choice: Choice, *, slow: bool) -> Steps | None:
-        """The steps of a choice; None: they were not measured."""
-        return next((s for s in self.steps if (s.choice, s.slow) == (choice, slow)), None)
+    @property
+    def delays(self) -> list[Delay]:
+        """Those that were measured."""
+        return list(dict.fromkeys(steps.delay for steps in self.steps))
 
-    def trained(self, choice: Choice, *, slow: bool = False) -> list[Training]:
+    def timed(self, choice: Choice, delay: Delay = "none") -> Steps | None:
+        """The steps of a choice; None: they were not measured."""
+        return next((s for s in self.steps if (s.choice, s.delay) == (choice, delay)), None)
+
+    def trained(self, choice: Choice, delay: Delay = "none") -> list[Training]:
         """The trainings of a choice, by seed."""
-        return [t for t in self.trainings if (t.choice, t.slow) == (choice, slow)]
+        return [t for t in self.trainings if (t.choice, t.delay) == (choice, delay)]

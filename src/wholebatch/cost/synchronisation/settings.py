@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wholebatch import runs
-from wholebatch.cost.synchronisation.record import Choice
+from wholebatch.cost.synchronisation.record import Choice, Delay
 from wholebatch.feedforward.recording import MOST_FACTOR
 
 LEAST_ROUNDS = 7
@@ -26,7 +26,8 @@ class Wanted:
         processes: ranks, of one thread each; the mini-batch is spread over them.
         choices: whose rows batch norm is over, see :class:`wholebatch.feedforward.spread.Spread`.
         group_size: ranks of a group; None: half of them.
-        straggler: the last rank computes so many times as long, in steps and trainings beside the others; 1: none does.
+        straggler: in steps and trainings beside the others one rank computes so many times as long: the last, always;
+            and now this one and now that. 1: none does.
         seeds: trainings of each choice: 0, 1, ...
         rounds, burst_seconds: of the timing of steps: so many interleaved bursts of each, of so long.
         timing_seconds: that all of them may take; where steps are long there are fewer rounds.
@@ -69,6 +70,11 @@ class Wanted:
                 f"batch_size is {self.run.batch_size}, which leaves fewer than 2 rows to each of {self.processes} "
                 f"ranks: batch norm of a rank's own rows needs 2; choose at least {2 * self.processes}"
             )
+
+    @property
+    def delays(self) -> tuple[Delay, ...]:
+        """That are measured."""
+        return ("none", "last", "changing") if self.straggler > 1 else ("none",)
 
     @property
     def group(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from wholebatch.cost.synchronisation.record import Choice, Steps, Synchronisation
+from wholebatch.cost.synchronisation.record import Choice, Delay, Steps, Synchronisation
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,12 @@ class Difference:
         return abs(self.mean) > float(stdtrit(self.seeds - 1, 0.975)) * self.error
 
 
-def everyone(steps: Steps) -> Parts:
-    """Of all ranks."""
-    return _parts(steps, range(len(steps.wait)))
+def waiting(steps: Steps) -> Parts:
+    """Of all ranks but one that is always held up: of those that wait for it."""
+    return _parts(steps, range(len(steps.wait) - (steps.delay == "last")))
 
 
-def others(steps: Steps) -> Parts:
-    """Of all ranks but the last, which may be slow."""
-    return _parts(steps, range(len(steps.wait) - 1))
-
-
-def slow_one(steps: Steps) -> Parts:
+def last_one(steps: Steps) -> Parts:
     """Of the last rank."""
     return _parts(steps, [len(steps.wait) - 1])
 
@@ -98,19 +93,19 @@ def ratio(one: Steps, base: Steps) -> float:
     return one.timing.median / base.timing.median
 
 
-def epoch_seconds(record: Synchronisation, choice: Choice, *, slow: bool) -> float | None:
+def epoch_seconds(record: Synchronisation, choice: Choice, delay: Delay) -> float | None:
     """The mean over trainings and epochs; None: no epoch was finished."""
-    means = [t.seconds[-1] / (len(t.seconds) - 1) for t in record.trained(choice, slow=slow) if len(t.seconds) > 1]
+    means = [t.seconds[-1] / (len(t.seconds) - 1) for t in record.trained(choice, delay) if len(t.seconds) > 1]
     return float(np.mean(means)) if means else None
 
 
 def is_unchanged(record: Synchronisation, choice: Choice) -> bool | None:
-    """Whether the slow rank changed no score, by equality; None: there was none."""
+    """Whether ranks that were held up changed no score, by equality; None: there were none."""
     pairs = [
-        (slow, plain)
-        for slow in record.trained(choice, slow=True)
+        (held, plain)
+        for held in (*record.trained(choice, "last"), *record.trained(choice, "changing"))
         for plain in record.trained(choice)
-        if plain.seed == slow.seed
+        if plain.seed == held.seed
     ]
     if not pairs:
         return None

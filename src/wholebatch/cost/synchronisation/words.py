@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from wholebatch.cost.comparison.summary import duration
-from wholebatch.cost.synchronisation.record import Choice, Synchronisation
+from wholebatch.cost.synchronisation.record import Choice, Delay, Synchronisation
 from wholebatch.cost.synchronisation.summary import (
     Difference,
     compare,
-    everyone,
     is_unchanged,
     last_scores,
-    others,
     ratio,
+    waiting,
 )
 
 BUSY = 1.5
@@ -45,29 +44,35 @@ def score(value: float) -> str:
 
 def answers(record: Synchronisation) -> list[str]:
     """What was found; the first sentence alone is a full answer."""
-    said = [_steps(record, slow=False)]
-    if record.straggler > 1:
-        said.append(_steps(record, slow=True))
-    return [*said, *_scores(record)]
+    return [*(_steps(record, delay) for delay in record.delays), *_scores(record)]
 
 
-def _steps(record: Synchronisation, *, slow: bool) -> str:
+def who_is_late(record: Synchronisation, delay: Delay) -> str:
+    """Who is held up, as a part of a sentence."""
+    times = f"{record.straggler:g} times as long"
+    return {
+        "none": "",
+        "last": f"Where rank {record.ranks - 1} always computes {times}",
+        "changing": f"Where now one rank and now another computes {times}",
+    }[delay]
+
+
+def _steps(record: Synchronisation, delay: Delay) -> str:
     base = base_of(record)
-    first = record.timed(base, slow=slow)
+    first = record.timed(base, delay)
     assert first is not None
-    parts = others(first) if slow else everyone(first)
-    lead = f"Where rank {record.ranks - 1} computes {record.straggler:g} times as long, " if slow else ""
-    who = "another rank waits" if slow and record.ranks > 2 else "the other rank waits" if slow else "a rank waits"
+    parts, lead = waiting(first), who_is_late(record, delay)
+    who = "a rank waits" if delay != "last" else "the other rank waits" if record.ranks == 2 else "another rank waits"
     said = (
-        f"{lead}{'with' if slow else 'With'} batch norm over {whose(record, base)} a step takes "
+        f"{lead + ', with' if lead else 'With'} batch norm over {whose(record, base)} a step takes "
         f"{duration(parts.median)}, of which {who} {percent(parts.wait)} and exchanges for {percent(parts.exchange)}"
     )
     rest = []
     for choice in record.choices:
-        one = record.timed(choice, slow=slow)
+        one = record.timed(choice, delay)
         if choice == base or one is None:
             continue
-        of_one = others(one) if slow else everyone(one)
+        of_one = waiting(one)
         rest.append(
             f"over {whose(record, choice)} it takes {duration(of_one.median)} ({ratio(one, first):.2f} times as long, "
             f"waiting {percent(of_one.wait)})"
@@ -110,7 +115,7 @@ def _verdict(difference: Difference) -> str:
 
 def notes(record: Synchronisation) -> list[str]:
     """How it was measured, and what is doubtful."""
-    ranks, slow = record.ranks, record.straggler > 1
+    ranks = record.ranks
     said = [
         f"Net {'-'.join(map(str, record.sizes))}, {record.activation}, {record.optimizer}, learning rate "
         f"{record.learning_rate:g}, mini-batches of {record.batch_size}, so about {record.batch_size / ranks:.0f} rows "
@@ -126,8 +131,8 @@ def notes(record: Synchronisation) -> list[str]:
         "adding up their weight gradients counts as compute. What is hidden behind compute is in neither.",
         "Scores are those after each epoch; their seconds are of training alone, with the choices' epochs in turn.",
     ]
-    if slow:
-        said += _of_slow(record)
+    if record.straggler > 1:
+        said += _of_delays(record)
     if ranks > record.cores:
         said.append(
             f"There are more ranks than the {record.cores} cores: a rank that has no core lets the others wait, and "
@@ -153,22 +158,25 @@ def notes(record: Synchronisation) -> list[str]:
     return [*said, *record.notes]
 
 
-def _of_slow(record: Synchronisation) -> list[str]:
+def _of_delays(record: Synchronisation) -> list[str]:
+    times = f"{record.straggler:g} times as long"
     said = [
-        f"The slow rank, {record.ranks - 1}, idles after each of its computations until it has taken "
-        f"{record.straggler:g} times as long. It is always the same one, and at the sum of gradients all wait for it "
-        "in any case: who does not meet at layers waits there instead.",
+        f"A rank is held up by idling after a computation until it has taken {times}. If it is always rank "
+        f"{record.ranks - 1}, all wait for it at the sum of gradients in any case: who does not meet at layers waits "
+        "there instead.",
+        "If it is now one rank and now another, one of them after each computation, drawn by a fixed rule, those who "
+        "meet at layers wait for each delay; for the others delays within a step are under way at the same time.",
     ]
     found = {choice: is_unchanged(record, choice) for choice in record.choices}
     changed = [whose(record, choice) for choice, same in found.items() if same is False]
     if changed:
         said.append(
-            f"The scores of a training with the slow rank differ from those without it over {', '.join(changed)}: that "
+            f"The scores of a training with delays differ from those without over {', '.join(changed)}: that "
             "must not be, and is a fault of this library; please report it."
         )
     elif any(same is not None for same in found.values()):
         said.append(
-            f"With the slow rank, the training from seed {record.seeds[0]} had the same scores, every one of them "
-            "equal: a wait changes no number."
+            f"With delays, the training from seed {record.seeds[0]} had the same scores, every one of them equal: a "
+            "wait changes no number."
         )
     return said

@@ -48,6 +48,25 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_the_old_file_is_kept_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool):
+    """Also where a process was killed right after that, and where a file system has no second names."""
+    path, old = tmp_path / "file", tmp_path / "old"
+    if not links:
+        monkeypatch.setattr(os, "link", fails(errno.EPERM))
+    for content in ("one", "two"):
+        write(path, content, keep=old)
+    assert (path.read_text(), old.read_text()) == ("two", "one")
+    old.unlink()
+    if links:
+        os.link(path, old)
+    else:
+        os.rename(path, old)
+    write(path, "three", keep=old)
+    assert (path.read_text(), old.read_text()) == ("three", "two")
+    assert sorted(os.listdir(tmp_path)) == ["file", "old"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str):
     path = tmp_path / "file"

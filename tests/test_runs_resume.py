@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import safetensors.numpy
+import safetensors.torch
 
 from processes import Command, start
 from tables_for_runs import quick_settings, write_small
 from wholebatch import files, runs
+from wholebatch.runs import checkpoint
 
 TIMES = ("seconds", "examples_per_second")
 
@@ -164,6 +166,57 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, whole_run: Path, 
     assert sorted(os.listdir(run)) == ["checkpoint.safetensors", "config.json", "metrics.jsonl"]
     runs.resume(run).train()
     assert result(run) == result(whole_run / "run")
+
+
+def spoil(path: Path) -> None:
+    """Change one bit of the last tensor."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut short", "empty", "the history"])
+def test_the_checkpoint_before_is_taken_where_the_newest_is_spoiled(tmp_path: Path, whole_run: Path, how: str):
+    """One epoch is trained again, and the run ends with the same bits; the spoiled file is put aside, not kept."""
+    run = tmp_path / "run"
+    for name in ("config.json", "metrics.jsonl", "checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (run / name).write_bytes((whole_run / "run" / name).read_bytes())
+    newest = run / "checkpoint.safetensors"
+    if how == "a bit":
+        spoil(newest)
+    elif how == "the history":
+        newest.write_bytes(newest.read_bytes().replace(b'\\"epoch\\": 2', b'\\"epoch\\": 7'))
+    else:
+        newest.write_bytes(newest.read_bytes()[: -20 if how == "cut short" else 0])
+    spoiled = newest.read_bytes()
+    assert runs.Run(run).epochs_kept == 1
+    with pytest.warns(RuntimeWarning, match="corrupt.*goes on from the checkpoint before it, after epoch 1"):
+        session = runs.resume(run)
+    assert session.epochs_done == 1
+    assert session.run.epochs_kept == 1
+    session.train()
+    assert result(run) == result(whole_run / "run")
+    assert (run / "checkpoint.spoiled.safetensors").read_bytes() == spoiled
+    assert runs.Run(run).epochs_kept == 2
+
+
+def test_both_checkpoints_are_spoiled(tmp_path: Path, whole_run: Path):
+    for name in ("config.json", "checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        (tmp_path / name).write_bytes((whole_run / "run" / name).read_bytes())
+        if name != "config.json":
+            spoil(tmp_path / name)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is corrupt.*start the run anew"):
+        runs.resume(tmp_path)
+
+
+def test_a_checkpoint_of_the_version_before(tmp_path: Path, whole_run: Path):
+    """Its SHA-256 is over the tensors alone."""
+    (tmp_path / "config.json").write_bytes((whole_run / "run" / "config.json").read_bytes())
+    path = whole_run / "run" / "checkpoint.safetensors"
+    tensors, metadata = safetensors.torch.load_file(path), safetensors_metadata(path)
+    metadata |= {"version": "1", "sha256": checkpoint._digest(tensors, "")}
+    safetensors.torch.save_file(tensors, tmp_path / "checkpoint.safetensors", metadata)
+    assert runs.resume(tmp_path).epochs_done == 2
 
 
 def test_a_complete_run_resumed_makes_its_report_again(whole_run: Path):

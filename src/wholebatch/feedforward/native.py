@@ -52,7 +52,7 @@ class NativeEngine:
         self.step = 0
         self.optimizer_state = make_state(model, optimizer)
         self._networks: dict[tuple[int, bool], Any] = {}
-        self._most_threads, self._crowded_epochs = usable_cores(), 0
+        self._most_threads, self._crowded_epochs = usable_cores(1 if peers is None else peers.on_host), 0
         self.peers = None if peers is None or peers.shards == 1 else peers
         self._spreading = None if self.peers is None else Spreading(self.peers, model, loss)
 
@@ -189,7 +189,11 @@ class NativeEngine:
         spread = None
         if self._spreading is not None:
             assert counts is not None
-            spread = self._spreading.open(network, data, order, counts)
+            try:
+                spread = self._spreading.open(network, data, order, counts)
+            except KeyboardInterrupt as error:  # any other error is raised on all ranks
+                self._spreading.fail(error)
+                raise
         try:
             total: float = network.run(
                 *_inputs(data.x),

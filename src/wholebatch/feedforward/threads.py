@@ -11,15 +11,18 @@ from wholebatch.feedforward.settings import Architecture, Split
 # microsecond, and 64 x 20-20-20-20-10 (0.3 M) is slower on two threads than on one, 64 x 784-100-100-100-10 (19 M)
 # faster.
 WORK_PER_THREAD = 2_000_000
-# Rows of a worker's block: Blocks::most in native/moments.h. Below so many for each thread there are too few blocks to
+# Rows of a worker's block: Blocks::most in native/blocks.h. Below so many for each thread there are too few blocks to
 # share; the columns of the weights are shared instead.
 BLOCK_ROWS = 128
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on: its share of them where torchrun started several on this host."""
+def usable_cores(ranks: int = 1) -> int:
+    """Cores that this process may run on: its share of them, where there are ``ranks`` on this host.
+
+    torchrun says how many it has started here.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // max(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def choose_threads(architecture: Architecture, rows: int) -> int:

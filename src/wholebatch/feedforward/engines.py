@@ -33,7 +33,7 @@ def make_engine(
 
     Args:
         n_threads: example-threads; None chooses by shape and cores. The result does not depend on it. (The reference
-            hands it to torch, whose results may; None leaves torch's own choice.)
+            hands it to torch, whose results may; None leaves torch's own choice, and over shards is 1.)
         split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
         engine: ``auto``, ``native`` or ``reference``.
         peers: who else holds rows of each mini-batch; None: this process has all of them.
@@ -57,6 +57,17 @@ def engine_kind(engine: str) -> type[NativeEngine] | type[ReferenceEngine]:
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"engine is {engine!r}; choose 'auto', 'native' or 'reference'")
     return NativeEngine if _is_native(engine, say=True) else ReferenceEngine
+
+
+def describe_engine(engine: str, n_threads: int | None) -> str:
+    """What the bits depend on, beside the settings: where ranks differ in it, so do their nets.
+
+    Raises:
+        ValueError: as :func:`make_engine`, or ``WHOLEBATCH_INSTRUCTION_SET`` names what is not here.
+    """
+    kind = engine_kind(engine)
+    threads = f", {n_threads or 1} threads" if kind is ReferenceEngine else ""  # not on those of the other one
+    return f"{kind.__name__} with {kernels.instruction_set()} instructions{threads}"
 
 
 def _is_native(engine: str, *, say: bool = False) -> bool:

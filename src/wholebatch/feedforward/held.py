@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-import torch
 
 from wholebatch.feedforward.agreement import tell_numbers
 from wholebatch.feedforward.data import Data
@@ -20,6 +19,7 @@ from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.evaluation import rate
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.torch_threads import torch_threads
 
 
 class Held:
@@ -45,7 +45,9 @@ class Held:
 
     def predict(self, engine: Engine) -> np.ndarray:
         """The outputs for the rows of all ranks, ``(N, out_features)``."""
-        return gather_rows(self._peers, engine.predict(self._x))
+        with torch_threads(None if self._peers is None else 1):
+            out = engine.predict(self._x)
+        return gather_rows(self._peers, out)
 
     def evaluate(self, engine: Engine) -> tuple[float, float]:
         """(loss, score) of the net in eval mode, over the rows of all ranks.
@@ -54,14 +56,8 @@ class Held:
             ValueError: an output that is not finite.
         """
         out = self.predict(engine)
-        if self._peers is None:
+        with torch_threads(None if self._peers is None else 1):
             return rate(out, self.whole, self._loss)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a sum's rounding may depend on it, and ranks may have other numbers of threads
-        try:
-            return rate(out, self.whole, self._loss)
-        finally:
-            torch.set_num_threads(threads)
 
 
 def gather_rows(peers: Peers | None, own: np.ndarray) -> np.ndarray:

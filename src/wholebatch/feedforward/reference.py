@@ -27,6 +27,7 @@ from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss, Optimizer
 from wholebatch.feedforward.sharded import Found, Sharded
+from wholebatch.feedforward.torch_threads import torch_threads
 
 PROGRESS_SECONDS = 0.1
 
@@ -58,8 +59,9 @@ class ReferenceEngine:
         peers: Peers | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
-        self.n_threads = n_threads
         self.peers = None if peers is None or peers.shards == 1 else peers
+        # Over shards the bits are not to depend on what torch chooses here.
+        self.n_threads = n_threads or (None if self.peers is None else 1)
         self.step = 0
         self.optimizer_state = make_state(model, optimizer)
 
@@ -73,14 +75,24 @@ class ReferenceEngine:
         *,
         counts: np.ndarray | None = None,
     ) -> EpochResult:
+        with torch_threads(self.n_threads):
+            return self._train_epoch(data, order, offsets, learning_rates, progress, counts)
+
+    def _train_epoch(
+        self,
+        data: Data,
+        order: np.ndarray,
+        offsets: np.ndarray,
+        learning_rates: np.ndarray,
+        progress: Progress | None,
+        counts: np.ndarray | None,
+    ) -> EpochResult:
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         stepper = make_optimizer(self.optimizer, self.model)
         self._load_state(stepper)
         parameters = list(self.model.parameters())
         kept_gradients = [parameter.grad for parameter in parameters]
         first_step, total, penalties, done, told = self.step, 0.0, 0.0, 0, time.monotonic()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.n_threads or threads)
         try:
             for s, (rows, found) in enumerate(self._steps(data, order, offsets, counts)):
                 for group in stepper.param_groups:
@@ -106,7 +118,6 @@ class ReferenceEngine:
                 self.peers.fail(error)
             raise
         finally:
-            torch.set_num_threads(threads)
             for parameter, kept in zip(parameters, kept_gradients, strict=True):
                 parameter.grad = kept
         self._save_state(stepper)
@@ -117,7 +128,8 @@ class ReferenceEngine:
     ) -> tuple[float, dict[str, Tensor]]:
         kept = {} if update_running_statistics else {n: b.clone() for n, b in self.model.named_buffers()}
         try:
-            _, found = next(self._steps(data, np.arange(len(data)), np.array([0, len(data)]), counts))
+            with torch_threads(self.n_threads if self.peers is not None else None):
+                _, found = next(self._steps(data, np.arange(len(data)), np.array([0, len(data)]), counts))
         finally:
             self.model.load_state_dict(kept, strict=False)
         names = (name for name, _ in self.model.named_parameters())

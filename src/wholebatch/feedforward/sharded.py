@@ -56,12 +56,11 @@ class Sharded:
         self.centre = centre if a.waits and not a.hidden_bias else None
         self.before: dict[int, np.ndarray] = {}  # by module, the moments of all shards in the step before
 
-    def run(self, batch: Batch, step: int, *, track: bool = True) -> Found:
-        """Forward and backward, the same numbers on every rank.
+    def run(self, batch: Batch, step: int) -> Found:
+        """Forward and backward, the same numbers on every rank; where the loss is finite running statistics move.
 
         Args:
             step: of the whole training, from 0.
-            track: the running statistics move, where the loss is finite.
         """
         parts = _Pass(self, batch, step)
         for _ in parts.forward():
@@ -75,7 +74,7 @@ class Sharded:
         loss, gradient, moments = self._add_up(sums, gradients, parts.moments)
         penalty, of_penalty = self._penalty(batch)
         loss = loss * share + penalty
-        if track and np.isfinite(loss):
+        if np.isfinite(loss):
             self._track(moments, batch)
         parameters = dict(self.model.named_parameters())
         pieces = torch.split(torch.from_numpy(gradient), [p.numel() for p in parameters.values()])

@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup
 from wholebatch.feedforward.agreement import check_equal, digest, do_together, take_net
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
-from wholebatch.feedforward.engines import check_fit, engine_kind, make_engine
+from wholebatch.feedforward.engines import check_fit, describe_engine, engine_kind, make_engine
 from wholebatch.feedforward.evaluation import check_scorable, default_loss
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.held import Held
@@ -31,7 +31,6 @@ from wholebatch.feedforward.settings import Loss, Optimizer, Split
 from wholebatch.feedforward.sharding import Deal
 from wholebatch.feedforward.spread import Spread
 from wholebatch.feedforward.state import History, State
-from wholebatch.kernels import instruction_set
 
 __all__ = ["History", "Schedule", "State", "Training", "Watch", "fit"]
 
@@ -159,16 +158,16 @@ def fit(
     peers = find_peers(spread, process_group)
     loss = do_together(peers, lambda: _check(model, y, loss, training, validation))
     architecture, dtype = model.architecture, model.parts()[0].linear.weight.dtype
-    kind = do_together(peers, lambda: engine_kind(engine))
+    described = do_together(peers, lambda: describe_engine(engine, n_threads))
     if peers is not None:
-        check_equal(peers, _settings(peers, model, loss, optimizer, training, kind.__name__, validation, resume))
+        check_equal(peers, _settings(peers, model, loss, optimizer, training, described, validation, resume))
     data = take_rows(peers, x, y, sample_weight, architecture, loss, dtype)
     deal = deal_rows(peers, len(data), training.batch_size, architecture)
     held = None
     if validation is not None:
         held_x, held_y, held_weight = (*validation, None)[:3]
         of_rank = take_rows(peers, held_x, held_y, held_weight, architecture, loss, dtype)
-        held = Held(of_rank, loss, peers, kind.predicted_rows)
+        held = Held(of_rank, loss, peers, engine_kind(engine).predicted_rows)
         check_scorable(held.whole, loss)
 
     def make_runner() -> tuple[Engine, dict[str, Tensor] | None]:
@@ -233,7 +232,7 @@ def _settings(
         "the optimizer": str(optimizer),
         "the training": str(training),
         "the spread": str(peers.spread),
-        "the engine": f"{engine} with {instruction_set()} instructions",
+        "the engine": engine,
         "validation": "none" if validation is None else "rows held out",
         "the state to resume": "none" if resume is None else f"step {resume.step}, digest {digest(resume.tensors)}",
     }

@@ -12,11 +12,10 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from wholebatch.feedforward.agreement import check_equal, tell_numbers
-from wholebatch.feedforward.engines import engine_kind
+from wholebatch.feedforward.agreement import check_equal, do_together, tell_numbers
+from wholebatch.feedforward.engines import describe_engine
 from wholebatch.feedforward.held import gather_rows
 from wholebatch.feedforward.peers import Peers
-from wholebatch.kernels import instruction_set
 
 # What may differ from rank to rank: no number depends on it. random_state is seen to by itself.
 OWN = ("n_threads", "split", "verbose", "random_state")
@@ -82,11 +81,11 @@ def check_alike(peers: Peers, estimator: Any, X: Any, y: np.ndarray, *, first: b
     """
     parameters = {name: repr(value) for name, value in estimator.get_params(deep=False).items() if name not in OWN}
     names = getattr(estimator, "feature_names_in_", None)
-    kind = f"{engine_kind(estimator.engine).__name__} with {instruction_set()} instructions"
+    engine = do_together(peers, lambda: describe_engine(estimator.engine, estimator.n_threads))
     check_equal(
         peers,
         {
-            "the engine": kind,
+            "the engine": engine,
             **parameters,
             "the features": f"{X.shape[1]} columns" if names is None else json.dumps([str(name) for name in names]),
             "the dtype of X": str(X.dtype),

@@ -36,7 +36,11 @@ QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most
     "--group-size", type=click.IntRange(min=2), metavar="N", help="Ranks of a group.  [default: half of them]"
 )
 @click.option(
-    "--straggler", type=Factor(), metavar="X", default="2x", help="Hold ranks up so long, too; 1: not at all."
+    "--straggler",
+    type=Factor(),
+    metavar="X",
+    default="2x",
+    help="Also with a rank that takes X times as long; 1: without.",
 )
 @click.option("--hidden", type=Sizes(), default="256,256", help="Neurons of each hidden layer.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="relu", help="Of the hidden layers.")

@@ -1,4 +1,4 @@
-"""The GPU's kernels for tests: on a card where there is one, else through Triton's interpreter, as ``conftest.py`` asks for.
+"""The GPU's kernels for tests: on a card where there is one, else in Triton's interpreter (see ``conftest.py``).
 
 The interpreter takes some 20 milliseconds for a program, so tensors are small here, and tiles of the second set of
 limits are smaller still: what takes three launches, several programs and several tiles for each is looked at in them.

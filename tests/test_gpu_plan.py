@@ -51,6 +51,12 @@ def test_plans_by_hand() -> None:
     assert (late.whole, late.tiles, late.rows, late.run) == (True, 2048, 64, 64)
 
 
+def test_a_grid_has_room_for_many_channels() -> None:
+    plan = make_plan(600, 100_000, 49, 2, 1)
+    assert (plan.whole, plan.channels) == (False, 2)
+    assert plan.tiles * plan.channels == 100_000
+
+
 def test_offsets_are_as_wide_as_they_have_to_be() -> None:
     assert not make_plan(1 << 20, 2047, 1, 2, 1).wide
     assert make_plan(1 << 20, 2048, 1, 2, 1).wide

@@ -32,7 +32,7 @@ def differentiate_tile(
     return dt, (x - mean[None, :, None]) * rstd[None, :, None], counted
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def differentiate_whole(
     g, z, dz, residual, dresidual, mask, mean, rstd, weight, bias, counts, count, dweight, dbias, slope, n,
     c_units, length_units, C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -64,7 +64,7 @@ def differentiate_whole(
         tl.store(dz + offsets, result.to(STORED), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "steps"])
 def find_part_sums(
     g, z, residual, dresidual, mask, mean, rstd, weight, bias, parts, slope, steps, n, c_units, length_units,
     C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr,
@@ -106,7 +106,7 @@ def merge_part_sums(parts, dweight, dbias, programs, c, PROGRAMS: tl.constexpr, 
     tl.store(dweight + channels, tl.sum(tl.load(part + c, mask=inside, other=0.0), 0), mask=channels < c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "steps"])
 def differentiate(
     g, z, dz, residual, dresidual, mask, mean, rstd, weight, bias, counts, count, dweight, dbias, slope, steps, n,
     c_units, length_units, C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,

@@ -13,6 +13,7 @@ from torch import Tensor
 from wholebatch.kernels.wish import wished
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST = 1 << 30  # elements of a channel: they are numbered in 32 bits
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -87,4 +88,6 @@ def serves(z: Tensor) -> bool:
 
 def _fits(z: Tensor) -> bool:
     """Subclasses of tensors (FakeTensor, DTensor, a person's own) may have no memory at all, or give it a meaning."""
-    return type(z) in _PLAIN and z.dtype in DTYPES and z.layout is torch.strided
+    return (
+        type(z) in _PLAIN and z.dtype in DTYPES and z.layout is torch.strided and z.numel() <= MOST * max(z.shape[1], 1)
+    )

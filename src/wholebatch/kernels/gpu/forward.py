@@ -1,4 +1,7 @@
-"""The kernels of the forward pass."""
+"""The kernels of the forward pass.
+
+They are not compiled anew for another number of examples, as a last mini-batch has.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from wholebatch.kernels.gpu.arithmetic import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def train_whole(
     z, y, residual, mask, weight, bias, statistics, running_mean, running_var, eps, momentum, slope, n, c_units,
     length_units, C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -46,7 +49,7 @@ def train_whole(
         tl.store(y + offsets, result.to(STORED), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "steps"])
 def find_parts(
     z, mask, parts, steps, n, c_units, length_units, C_UNIT: tl.constexpr, LENGTH_UNIT: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr,
@@ -100,7 +103,7 @@ def merge_parts(
     finish_statistics(channels, c, count, mean, m2, statistics, running_mean, running_var, eps, momentum, COUNTED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "steps"])
 def normalise(
     z, y, residual, mask, mean, rstd, weight, bias, slope, steps, n, c_units, length_units, C_UNIT: tl.constexpr,
     LENGTH_UNIT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, RUN: tl.constexpr, WIDE: tl.constexpr,

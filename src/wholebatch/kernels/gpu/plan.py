@@ -18,6 +18,8 @@ import functools
 from dataclasses import dataclass
 from math import gcd
 
+GRID = 65535  # programs in the second dimension of a grid, at most
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -108,6 +110,8 @@ def make_plan(n: int, c: int, length: int, itemsize: int, inputs: int, limits: L
     else:
         run = min(_run_of(length), elements)
         channels = min(power(c), max(1, min(32, elements) // run))
+    while cdiv(c, channels) > GRID:  # so many channels that shorter runs do no harm
+        channels, run = 2 * channels, max(1, run // 2)
     rows = max(1, min(power(n), elements // (channels * run)))
     if length > 1:  # few examples: longer runs instead
         while rows * channels * run * 2 <= elements and run < power(length):

@@ -19,6 +19,7 @@ from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.arena import open_arena
+from wholebatch.sharing.diagnosis import TRAINING
 from wholebatch.sharing.reduction import Reduction
 
 _KERNELS = ("portable", "avx2", "avx512")
@@ -46,6 +47,9 @@ class Spreading:
         self._layers = None
         if peers.waits and peers.nearby is not None and model.architecture.waits:
             self._layers = self._whole if peers.nearby is peers.processes else Exchange(peers.nearby, names)
+        for processes in (peers.processes, peers.nearby):
+            if processes is not None:
+                processes.lookout.subject = TRAINING
         self._waits = model.architecture.waits
         self._layer_count = len(names)
         self._rounds = 0

@@ -32,6 +32,12 @@ BATCH_NORM = Subject(
     "every rank passes the same batch norms in the same order; look for a branch that depends on the rank or "
     "on its data, for an exception that one rank caught in the middle of a step, and for models that differ",
 )
+TRAINING = Subject(
+    "training over ranks",
+    "",
+    "every rank trains the same net with the same settings, and asks for the same epochs; look for a branch that "
+    "depends on the rank, and for an exception that one rank caught in the middle of an epoch",
+)
 MESSAGES = Subject(
     "messages between ranks",
     "",

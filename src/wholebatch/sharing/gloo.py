@@ -58,7 +58,7 @@ class Gloo:
         header, self._begun = self._header, None
         fronts = self._read_fronts(work, limited=True)
         if any(not front.idle and front.header != header for front in fronts):
-            raise explain_disagreement(self._lookout.known, self._rank)
+            raise explain_disagreement(self._lookout.known, self._rank, self._lookout.subject)
         gathered = self._gather_payloads(payload, limited=True)
         for row, front in zip(gathered, fronts, strict=True):
             row[0] = front.elements
@@ -83,7 +83,7 @@ class Gloo:
             self._lookout.stand(Doing.OUTSIDE)
             return False
         if any(front.header != active[0].header for front in active):
-            raise explain_disagreement(self._lookout.known, self._rank)
+            raise explain_disagreement(self._lookout.known, self._rank, self._lookout.subject)
         header = Header.unpack(active[0].header)
         assert header is not None
         self._lookout.stand(Doing.STANDING_BY, number=active[0].number)

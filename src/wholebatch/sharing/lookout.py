@@ -28,13 +28,14 @@ class Lookout:
 
     Attributes:
         rank: this rank.
+        subject: what the ranks meet for, as a diagnosis says it.
         known: where each rank stood when it was last heard of; at ``rank`` itself, where it stands.
     """
 
     def __init__(
         self, board: Board, rank: int, ranks: int, timeout: Callable[[], float], subject: Subject = BATCH_NORM
     ) -> None:
-        self.rank, self._board, self._timeout, self._subject = rank, board, timeout, subject
+        self.rank, self._board, self._timeout, self.subject = rank, board, timeout, subject
         self.known = [Position(Doing.ABSENT)] * ranks
         self._near: dict[int, Process] = {}
         self._own_process = Process("", 0, 0)
@@ -105,7 +106,7 @@ class Lookout:
         if self._board.gone:
             holder = "its process is gone (rank 0, where torchrun does not hold it), or the network to it"
             lost = f"the group's store is out of reach: {holder}{f'; {lost}' if lost else ''}"
-        return explain_absence(positions, self.rank, waited, lost, self._subject)
+        return explain_absence(positions, self.rank, waited, lost, self.subject)
 
     def leave(self, doing: Doing, text: str) -> None:
         """This rank will not come any more."""

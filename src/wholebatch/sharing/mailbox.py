@@ -12,6 +12,7 @@ from torch import Tensor
 from wholebatch.sharing.diagnosis import LOST, Doing, MeetingError, Position, explain_absence, explain_disagreement
 from wholebatch.sharing.header import Header
 from wholebatch.sharing.host import Process
+from wholebatch.sharing.lookout import Lookout
 
 if TYPE_CHECKING:
     from wholebatch._native import Mailbox
@@ -23,8 +24,11 @@ _SLICE = 0.05  # seconds between two looks at signals, and at the ranks that are
 class SharedMemory:
     """A :class:`wholebatch.sharing.transport.HostTransport` for float32 and float64."""
 
-    def __init__(self, box: Mailbox, rank: int, processes: Sequence[Process], timeout: Callable[[], float]) -> None:
-        self.box, self._rank, self._processes, self._timeout = box, rank, processes, timeout
+    def __init__(
+        self, box: Mailbox, lookout: Lookout, processes: Sequence[Process], timeout: Callable[[], float]
+    ) -> None:
+        self.box, self._lookout, self._processes, self._timeout = box, lookout, processes, timeout
+        self._rank = lookout.rank
         self._rows: dict[int, Tensor] = {}
         self._begun = (torch.empty(0), torch.empty(0))  # vector and answer of the meeting that was begun
 
@@ -91,7 +95,7 @@ class SharedMemory:
             status = self.box.wait(_SLICE)
         if status == _DISAGREED:
             # Everyone finds this out at the same time, and stays where it is.
-            raise explain_disagreement(self.positions(), self._rank)
+            raise explain_disagreement(self.positions(), self._rank, self._lookout.subject)
         return status
 
     def _look_around(self, waited: float, limited: bool) -> None:
@@ -103,7 +107,7 @@ class SharedMemory:
             raise self._absence(positions, waited)
 
     def _absence(self, positions: Sequence[Position], waited: float) -> MeetingError:
-        return explain_absence(positions, self._rank, waited)
+        return explain_absence(positions, self._rank, waited, subject=self._lookout.subject)
 
     def positions(self) -> list[Position]:
         """Where every rank stands, as its memory and the system say."""

@@ -73,7 +73,7 @@ def _open_shared_memory(
         return None
     box.seal()
     lookout.rest()
-    return SharedMemory(box, rank, processes, timeout)
+    return SharedMemory(box, lookout, processes, timeout)
 
 
 def _put_and_gather(board: Board, lookout: Lookout, ranks: int, kind: str, notice: object) -> list:

@@ -257,4 +257,4 @@ class Processes:
         else:
             self.leave(Doing.RAISED, text)
             cause = f"rank {self.rank} raised {text} in a meeting"
-            self._broken = MeetingError(f"batch norm over ranks stopped: {cause}", cause)
+            self._broken = MeetingError(f"{self.lookout.subject.name} stopped: {cause}", cause)

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import click
@@ -79,9 +80,12 @@ def faults(runs: int, processes: int, seed: int | None, json_path: Path | None, 
         folder = Path(name)
         _run(folder / "first", processes, None)  # the server that forks ranks imports for seconds
         seconds = _run(folder / "undisturbed", processes, None)
-        while len(found) < runs:
+        first = (folder / "undisturbed" / "model.safetensors").read_bytes()
+        for number in count():
+            if len(found) == runs:
+                break
             rank, moment = draw.randrange(processes), draw.uniform(0, seconds)
-            fault = _disturb(folder, processes, rank, moment)
+            fault = _disturb(folder / f"disturbed{number}", processes, rank, moment, first)
             if fault is not None:
                 found.append(fault)
                 talk.progress(f"{len(found)} of {runs} kills: {sum(f.same for f in found)} with the same bytes")
@@ -132,12 +136,11 @@ def tabulate(found: list[Fault], processes: int) -> Sheet:
     return sheet
 
 
-def _disturb(folder: Path, processes: int, rank: int, moment: float) -> Fault | None:
-    """None: the run was over before the moment came."""
-    out = folder / "disturbed"
-    killer = _Killer(out.with_name("disturbed.pids"), rank, moment)
+def _disturb(out: Path, processes: int, rank: int, moment: float, undisturbed: bytes) -> Fault | None:
+    """One run into a new folder; None: it was over before the moment came."""
+    killer = _Killer(_pids_of(out), processes, rank, moment)
     said = io.StringIO()
-    killer.start()
+    killer.start()  # its folder is not there yet
     with contextlib.redirect_stderr(said):
         _run(out, processes, killer)
     killer.join()
@@ -155,7 +158,7 @@ def _disturb(folder: Path, processes: int, rank: int, moment: float) -> Fault | 
         int(epochs[0]) if epochs and epochs[0].isdecimal() else 0,
         text.count("start again"),
         None if begun is None else begun - killer.killed,
-        (out / "model.safetensors").read_bytes() == (folder / "undisturbed" / "model.safetensors").read_bytes(),
+        (out / "model.safetensors").read_bytes() == undisturbed,
         left,
         text,
     )
@@ -164,9 +167,9 @@ def _disturb(folder: Path, processes: int, rank: int, moment: float) -> Fault | 
 class _Killer(threading.Thread):
     """Kills one rank of the first start; ranks leave their process ids in ``folder``."""
 
-    def __init__(self, folder: Path, rank: int, moment: float) -> None:
+    def __init__(self, folder: Path, processes: int, rank: int, moment: float) -> None:
         super().__init__(daemon=True)
-        self.folder, self.rank, self.moment = folder, rank, moment
+        self.folder, self.processes, self.rank, self.moment = folder, processes, rank, moment
         self.killed: float | None = None
         self.over = threading.Event()
 
@@ -194,28 +197,28 @@ class _Killer(threading.Thread):
 
     def _of(self, start: int) -> list[Path]:
         found = list(self.folder.glob(f"*.{start}"))
-        return found if len(found) == int(os.environ["FAULTS_RANKS"]) else []
+        return found if len(found) == self.processes else []
 
 
 def _run(out: Path, processes: int, killer: _Killer | None) -> float:
-    """Train into ``out`` in place of what stands there; seconds from the ranks' start to the end."""
-    import shutil
-
+    """Train into ``out``, which is new; seconds from the ranks' start to the end."""
     from wholebatch.commands.launching import launch
     from wholebatch.commands.train import ask
 
-    pids = out.with_name(f"{out.name}.pids")
-    for path in (out, pids):
-        shutil.rmtree(path, ignore_errors=True)
+    pids = _pids_of(out)
     pids.mkdir()
     asked = ask([*TRAINING, "--quiet", "--timeout", "60", "--threads", "1", "--out", str(out)])
-    os.environ["FAULTS_RANKS"] = str(processes)
     try:
         launch(asked, processes, partial(_work, pids))
     finally:
         if killer is not None:
             killer.over.set()
     return time.time() - max(float(file.read_text().split()[1]) for file in pids.glob("*.0"))
+
+
+def _pids_of(out: Path) -> Path:
+    """Where the ranks of a run leave their process ids."""
+    return out.with_name(f"{out.name}.pids")
 
 
 def _work(pids: Path, asked: Asked) -> Ending | None:

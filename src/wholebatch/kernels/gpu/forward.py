@@ -65,8 +65,8 @@ def find_parts(
         offsets, positions, inside = find_tile(step, tile, n, c, length, ROWS, CHANNELS, RUN, WIDE)
         counted = find_counted(inside, mask, positions)
         x = tl.load(z + offsets, mask=counted, other=0.0).to(tl.float32)
-        found = find_moments(x, counted, mask, step, n, length, ROWS, RUN)
-        count, about, mean, m2 = merge_moments(count, about, mean, m2, found[0], found[1], found[2], found[3])
+        k, about_k, mean_k, m2_k = find_moments(x, counted, mask, step, n, length, ROWS, RUN)
+        count, about, mean, m2 = merge_moments(count, about, mean, m2, k, about_k, mean_k, m2_k)
     channels = tile * CHANNELS + tl.arange(0, CHANNELS)
     part = parts + program * 4 * c + channels
     tl.store(part, count, mask=channels < c)

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerContext
 
 # What is missing is left out.
 PRELOADED = [
-    *("wholebatch.runs", "wholebatch.commands.train", "wholebatch.commands.predict", "sklearn.model_selection"),
+    *("wholebatch.runs.session", "wholebatch.commands.train", "wholebatch.commands.predict", "sklearn.model_selection"),
     *("wholebatch.sharing", "wholebatch.layers", "wholebatch.conversion", "wholebatch.sklearn"),
     *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"),  # any optimizer: _dynamo
     *("torch.distributed.elastic.multiprocessing", "pytest", "hypothesis"),

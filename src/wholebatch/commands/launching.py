@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOST_FAULTS = 3  # in a row, with no epoch finished between
 PAUSE = 2.0  # seconds before the ranks start again where a disk was full; twice as many each time
 PRELOADED = [
-    "wholebatch.runs",
+    "wholebatch.runs.session",
     "wholebatch.commands.progress",
     "wholebatch.commands.launching",
     "wholebatch.sharing.messages",

@@ -72,7 +72,7 @@ def _report_costs(file: Path, out: Path | None, page_wanted: bool, trace: Path |
 def _report_run(path: Path, out: Path | None, page_wanted: bool, console: bool) -> None:
     from wholebatch.commands.progress import show_scores
     from wholebatch.runs import Recording, Run, write_report
-    from wholebatch.runs.folder import REPORT
+    from wholebatch.runs.names import REPORT
 
     file = path
     if not path.is_file():

@@ -16,19 +16,21 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from wholebatch.described import read_described
 from wholebatch.files import remove_parts, write_json
 from wholebatch.runs.checkpoint import epochs_kept, has_checkpoint
-from wholebatch.runs.model import DESCRIPTION, NET, Model
-from wholebatch.runs.prepared import Prepared
+from wholebatch.runs.names import CONFIG, DESCRIPTION, EVENTS, METRICS, NET, RECORDING, REPORT
 from wholebatch.runs.settings import Settings
 
+if TYPE_CHECKING:
+    from wholebatch.runs.model import Model
+    from wholebatch.runs.prepared import Prepared
+
 FORMAT, VERSION = "wholebatch run", 2
-CONFIG, METRICS, EVENTS = "config.json", "metrics.jsonl", "tensorboard"
-RECORDING, REPORT = "report.json", "report.html"
 
 
 class Config(BaseModel):
@@ -159,4 +161,6 @@ class Run:
                     f"finish it: wholebatch train --resume {self.path}"
                 )
             self.read_config()
+        from wholebatch.runs.model import Model
+
         return Model.load(self.path)

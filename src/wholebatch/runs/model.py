@@ -20,10 +20,10 @@ import wholebatch
 from wholebatch.described import one_line, read_described
 from wholebatch.feedforward import Architecture, FeedForward
 from wholebatch.files import sha256, write, write_json
+from wholebatch.runs.names import DESCRIPTION, NET
 from wholebatch.tables import Preprocessing, Target
 
 FORMAT, VERSION = "wholebatch model", 1
-NET, DESCRIPTION = "model.safetensors", "model.json"
 ROWS_AT_ONCE = 8192
 
 

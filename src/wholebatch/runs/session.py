@@ -32,9 +32,10 @@ from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.training import History, fit
 from wholebatch.files import remove_parts
 from wholebatch.runs.checkpoint import FILE, find_checkpoint, put_spoiled_aside, read_checkpoint, save_checkpoint
-from wholebatch.runs.folder import EVENTS, Config, Run
+from wholebatch.runs.folder import Config, Run
 from wholebatch.runs.metrics import Metrics, check_tensorboard
 from wholebatch.runs.model import Model
+from wholebatch.runs.names import EVENTS
 from wholebatch.runs.predicted import predict
 from wholebatch.runs.prepared import Prepared, class_weights, prepare_spread
 from wholebatch.runs.ranks import Ranks

@@ -65,7 +65,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is the parent's business, and what a worker starts ends with it
+            # Ctrl-C is the parent's business, and what a worker starts ends with it. No session of its own: on busy
+            # cores Linux deals time out by session, and two ranks would get twice what two threads of a process do.
+            process_group=0,
         )
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:

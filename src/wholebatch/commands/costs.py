@@ -1,4 +1,4 @@
-"""What ``compare``, ``timeline``, ``profile``, ``plan`` and ``sync`` share: the folder for a recording and its renderings.
+"""What ``compare``, ``timeline``, ``profile``, ``plan`` and ``sync`` share: the folder of a recording and its pages.
 
 ::
 

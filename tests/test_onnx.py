@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
+from tests import programs
 from wholebatch import FeedForward
 from wholebatch.feedforward.onnx import to_onnx
 from wholebatch.feedforward.settings import Activation, Norm, NormPosition
@@ -107,7 +106,7 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_exporter_says_nothing_about_itself(tmp_path: Path):
-    code = "import wholebatch; wholebatch.FeedForward(3, (4,), 2).to_onnx('net.onnx')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+    code = "import sys, wholebatch; wholebatch.FeedForward(3, (4,), 2).to_onnx(sys.argv[1])"
+    done = programs.run(code, str(tmp_path / "net.onnx"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "net.onnx").stat().st_size > 100

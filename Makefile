@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(IS_NEW_ENOUGH)' 2>/dev/nu
 
 VENV = .venv
 BIN = $(VENV)/bin
+# Test workers: one for each processor, four at most (each takes some 2 GB with what it starts).
+WORKERS ?= logical --maxprocesses 4
 DIGITS_OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 NATIVE = $(wildcard native/*)
 BUILT_FROM = pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/wholebatch train digits --target digit --test-fraction 0.2 --seed 0 --out $(DIGITS_OUT)
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n $(WORKERS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

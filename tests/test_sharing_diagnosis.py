@@ -26,7 +26,7 @@ from wholebatch.sharing.host import Process
 
 RANKS = 3
 TIMEOUT = 2.0  # seconds, for the ranks that stay away
-AT_ONCE = 5.0  # seconds, where a rank raised or died
+AT_ONCE = 20.0  # seconds, where a rank raised or died: the group itself would wait for 60
 MET = 3  # meetings before the trouble
 
 

@@ -2,6 +2,9 @@
 
 When a rank is gone, torch's agent ends the others at once. Here they get some seconds, in which each says why it stops;
 what still runs then hangs, and is killed: it has nothing to save. Then it is decided whether to start all ranks again.
+
+Ranks that are done end with the exit code 0. torch's agent has them wait for each other at an event of
+`multiprocessing`, which is locked for ever where one is killed as it waits there.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         killed: set[int] = set()
-        if any(not process.is_alive() for process in self._processes()):
+        codes = [process.exitcode for process in self._processes()]
+        if all(code == 0 for code in codes):
+            return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(range(len(codes))))
+        if any(code not in (None, 0) for code in codes):
             killed = self._end_the_rest()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED and not self._decide(self._trouble(killed)):

@@ -179,7 +179,7 @@ def _start(work: tuple[Work, Asked, dict[str, str]], out: int, err: int) -> None
     ending = do(asked)
     if ending is not None:
         ending.write()
-        rank.leave(ending.code)
+    rank.leave(0 if ending is None else ending.code)
 
 
 def _environment() -> dict[str, str]:

@@ -77,6 +77,15 @@ def test_a_rank_that_is_killed(undisturbed: Path, tmp_path: Path, number: int):
         assert f"rank {rank}: process {pids[rank]} is gone" in command.read("stderr")
 
 
+def test_a_rank_that_is_killed_while_the_report_is_written(undisturbed: Path, tmp_path: Path):
+    """The other one is done by then, and has ended; both start again for what is left."""
+    with launch(undisturbed, tmp_path) as command:
+        pids = command.pids()
+        command.wait_for(lambda: (command.run / "model.json").exists())
+        os.kill(pids[0], signal.SIGKILL)
+        check_restarted(command, undisturbed, f"rank 0 (process {pids[0]}) was killed by SIGKILL", "after epoch 40")
+
+
 def test_a_rank_that_hangs(undisturbed: Path, tmp_path: Path):
     rank, moment = int(draw("rank", 0, 2)), draw("moment", 1, 36)
     with launch(undisturbed, tmp_path, "--timeout", "1.5") as command:

@@ -20,8 +20,8 @@ from wholebatch.cost.profile.words import answer
 
 NAP = 0.1
 # A rank that leaves a sleep, and one that waits for it, are woken some time after: the wait may be shorter than the
-# sleep by as long as the waiting rank itself came late, which on a busy machine is a time slice or two (4 ms each).
-LATE = 0.01
+# sleep by as long as the waiting rank itself came late: on a busy machine some time slices of 4 ms for each neighbour.
+LATE = 0.04
 
 
 class LateOn(nn.Module):

@@ -74,7 +74,7 @@ def test_a_cable_that_is_cut(undisturbed: Path, tmp_path: Path, hosts: list[str]
     said = [ending.read_text() for ending in sorted(tmp_path.glob("host*/ending?.0"))]
     assert len(said) == 2
     for text in said:
-        assert re.match(r"absence: (batch norm over|messages between) ranks stopped at ", text), text
+        assert re.match(r"absence: (training over|messages between) ranks stopped at ", text), text
         assert re.search(rf"did not come within {TIMEOUT} s|a connection was lost|process \d+ is gone", text), text
     assert "no answer within" in "".join(said), said  # of the store, on the other side of the cut
     assert result(out) == result(undisturbed / "run")
@@ -84,6 +84,9 @@ def be_agent(folder: Path, host: str, number: int, table: Path, out: Path) -> No
     """torchrun's agent on one of two hosts, with one rank; a function in place of a command, which would import."""
     begin_here(folder)
     enter(host)
+    # A store for each start of the ranks. The one that torch's agents share has the keys of starts before: of those
+    # that a lost agent caused, which torch does not count, the next finds addresses where nobody listens any more.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

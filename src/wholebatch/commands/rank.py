@@ -20,6 +20,7 @@ from wholebatch.commands.ending import Ending
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_VARIABLE = "TORCHELASTIC_RUN_ID"
+START_VARIABLE = "TORCHELASTIC_RESTART_COUNT"
 LAST_SECONDS = 5.0  # that a rank gets to end in order once its agent is gone
 
 
@@ -81,6 +82,8 @@ def leave(code: int) -> NoReturn:
 def _join(asked: Asked) -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from wholebatch.feedforward.threads import usable_cores
     from wholebatch.runs.ranks import Ranks
@@ -93,7 +96,11 @@ def _join(asked: Asked) -> None:
     ):  # all on this host: nobody else's business
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     set_timeout(asked.timeout)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=asked.timeout))
+    timeout = timedelta(seconds=asked.timeout)
+    store, rank, ranks = next(rendezvous("env://", timeout=timeout))
+    # Where torch's agent starts ranks again, its store still has what those before put there: addresses, an alarm.
+    store = PrefixStore(f"start {os.environ.get(START_VARIABLE, '0')}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     asked.do(Ranks("world", os.environ.get(LAUNCH_VARIABLE, "")))
     dist.destroy_process_group()
 

@@ -144,9 +144,9 @@ def test_constant_columns_and_no_hidden_layer_are_told(capsys: pytest.CaptureFix
 def test_a_bundled_set_needs_no_target_and_a_long_one_is_drawn_from(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from wholebatch.commands import compare
+    from wholebatch.commands import subject
 
-    monkeypatch.setitem(compare.QUICK_BESIDE, "most_rows", 100)
+    monkeypatch.setitem(subject.QUICK_BESIDE, "most_rows", 100)
     recording, out, _ = compared(capsys, "iris", "--norms", "batch,none", "--engines", "wholebatch")
     assert recording.comparison is not None
     assert recording.comparison.target_columns == ["species"]

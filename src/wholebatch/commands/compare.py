@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from wholebatch.commands.edge import Interrupted
 from wholebatch.commands.options import Names, Numbers, Sizes
-from wholebatch.commands.subject import find_target, table_options
+from wholebatch.commands.subject import find_target, shorten, table_options
 from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 NORMS = ("batch", "batch-after", "layer", "rms", "none")
 ENGINES = ("wholebatch", "torch")
 LEARNING_RATES = {"sgd": 3e-2, "adam": 3e-3, "adamw": 3e-3}
-# What --quick puts in place of options that were not given, and beside them.
-QUICK = {"epochs": 3, "seeds": 2}
-QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most_rows": 2000}
 
 
 @click.command(context_settings={"show_default": True})
@@ -73,9 +69,7 @@ def compare(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **
     """
     from wholebatch.commands import costs
 
-    if options.pop("quick"):
-        given = {name for name in QUICK if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-        options |= {name: value for name, value in QUICK.items() if name not in given} | QUICK_BESIDE
+    shorten(ctx, options)
     wanted = _wanted(table, options)
     name = f"compare-{Path(table).name.split('.')[0]}"
     folder = costs.prepare(out, name)

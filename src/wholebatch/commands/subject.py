@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wholebatch.commands.train import TASKS
 
@@ -19,6 +20,17 @@ OPTIONS = (
     click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out; several times for several."),
     click.option("--drop-missing-target", is_flag=True, help="Leave out rows whose target is missing."),
 )
+
+# What ``--quick`` means: fewer epochs and seeds, unless the person named theirs; and how steps are timed.
+QUICK = {"epochs": 3, "seeds": 2}
+QUICK_BESIDE = {"rounds": 7, "burst_seconds": 0.01, "timing_seconds": 3.0, "most_rows": 2000}
+
+
+def shorten(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Take ``--quick`` out of the options, and put in what it means where it was given."""
+    if options.pop("quick"):
+        given = {name for name in QUICK if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        options |= {name: value for name, value in QUICK.items() if name not in given} | QUICK_BESIDE
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:

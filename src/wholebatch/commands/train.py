@@ -110,17 +110,7 @@ FRACTION = click.FloatRange(0, 1, max_open=True)
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events, too.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
 @click.pass_context
-def train(
-    ctx: click.Context,
-    /,
-    out: Path | None,
-    resume: Path | None,
-    tensorboard: bool,
-    quiet: bool,
-    processes: int | None,
-    timeout: float,
-    **options: Any,
-) -> None:
+def train(ctx: click.Context, /, **options: Any) -> None:
     """Train a net on TABLE: a CSV or Parquet file, or digits, iris, wine, breast_cancer or diabetes.
 
     Numbers, categories, dates and missing values are prepared, and the preparation is kept with the model. The run
@@ -131,7 +121,8 @@ def train(
     With --processes N, as under torchrun, every mini-batch is shared by N processes. If one fails, all start again from
     the last epoch.
     """
-    asked = _ask(ctx, out, resume, tensorboard, quiet, processes, timeout, options)
+    processes = options.pop("processes")
+    asked = _ask(ctx, processes, **options)
     if rank.is_rank():
         rank.run_as_rank(asked)
     elif (processes or 1) > 1:
@@ -147,19 +138,19 @@ def train(
 def ask(arguments: Sequence[str]) -> Asked:
     """What these arguments of the command ask for."""
     context = train.make_context("train", list(arguments))
-    beside = {n: context.params.pop(n) for n in ("out", "resume", "tensorboard", "quiet", "processes", "timeout")}
-    return _ask(context, **beside, options=context.params)
+    return _ask(context, **context.params)
 
 
 def _ask(
     ctx: click.Context,
+    /,
+    processes: int | None,
     out: Path | None,
     resume: Path | None,
     tensorboard: bool,
     quiet: bool,
-    processes: int | None,
     timeout: float,
-    options: dict[str, Any],
+    **options: Any,
 ) -> Asked:
     started = rank.is_rank()
     if started and processes not in (None, rank.ranks_here()):

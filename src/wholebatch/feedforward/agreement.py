@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers
+from wholebatch.sharing.alike import find_difference
 
 T = TypeVar("T")
 
@@ -57,13 +58,12 @@ def check_equal(peers: Peers, values: dict[str, str]) -> None:
         ValueError: naming the first that differs, and two ranks that differ in it.
     """
     told = [json.loads(content) for content in peers.tell(json.dumps(values).encode(), "settings")]
-    for name in values:
-        for rank, other in enumerate(told):
-            if other.get(name) != told[0].get(name):
-                raise ValueError(
-                    f"the ranks disagree on {name}: rank 0 has {told[0].get(name)}, rank {rank} has {other.get(name)}; "
-                    "give all ranks the same"
-                )
+    if (found := find_difference(told)) is not None:
+        name, rank = found
+        raise ValueError(
+            f"the ranks disagree on {name}: rank 0 has {told[0].get(name)}, rank {rank} has {told[rank].get(name)}; "
+            "give all ranks the same"
+        )
 
 
 def tell_numbers(peers: Peers | None, numbers: Iterable[float]) -> np.ndarray:

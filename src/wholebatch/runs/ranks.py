@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.distributed import ProcessGroup
 
+from wholebatch.sharing.alike import find_difference
 from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, gather_bytes, rank_in
 
 Result = TypeVar("Result")
@@ -81,12 +82,12 @@ class Ranks:
             ValueError: the same on every rank: the first fact that differs, and where.
         """
         told = [json.loads(said) for said in gather_bytes(json.dumps(dict(facts)).encode(), self.group, what)]
-        for name, value in told[0].items():
-            for rank, other in enumerate(told):
-                if other.get(name) != value:
-                    raise ValueError(
-                        f"the ranks cannot train together: rank {rank} has {name} {other.get(name)}, rank 0 has {value}"
-                    )
+        if (found := find_difference(told)) is not None:
+            name, rank = found
+            own = told[rank].get(name)
+            raise ValueError(
+                f"the ranks cannot train together: rank {rank} has {name} {own}, rank 0 has {told[0].get(name)}"
+            )
 
     def gather(self, rows: np.ndarray, what: str) -> np.ndarray:
         """All ranks' rows, one rank's behind the other's, on the first rank; nothing, ``(0, ...)``, on the others."""

@@ -118,8 +118,8 @@ class Triton(Alone):
             return statistics
         plan = self._plan(z, place, 1)
         moving = statistics, running_mean, running_var, eps, momentum
+        mask = spread(affine.mask, z)
         if plan.whole:
-            mask = spread(affine.mask, z)
             following = (None, None, None, 1.0, LINEAR) if y is None else _following(z, affine)
             residual, weight, bias, slope, activation = following
             launch(
@@ -130,7 +130,6 @@ class Triton(Alone):
                 *(z, y, residual, mask, weight, bias, *moving, slope, plan.n, *_tile(plan), activation),
             )
         else:
-            mask = spread(affine.mask, z)
             parts = z.new_empty((plan.programs, 4, plan.c), dtype=torch.float32)
             grid = (plan.programs, plan.tiles)
             launch(forward.find_parts, grid, plan.warps, z, *(z, mask, parts, plan.steps, plan.n, *_tile(plan)))

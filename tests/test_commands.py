@@ -72,6 +72,7 @@ def test_options_are_the_settings():
         "schedule": Schedule,
         "sync": Sync,
         "split": choices.Split,
+        "matmul_precision": choices.MatmulPrecision,
     }
     for name, literal in literals.items():
         kind = options[name].type

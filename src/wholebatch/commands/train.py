@@ -24,6 +24,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "
 LOSSES = ("auto", "cross_entropy", "mse", "huber", "bce")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SYNCS = ("all", "group", "none", "late")
+PRECISIONS = ("highest", "high", "medium")
 SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "exponential")
 
 AT_LEAST_1 = click.IntRange(min=1)
@@ -86,6 +87,12 @@ FRACTION = click.FloatRange(0, 1, max_open=True)
 @click.option("--split", type=click.Choice(("auto", "example", "neuron")), default="auto", help="How threads share.")
 @click.option(
     "--engine", type=click.Choice(("auto", "native", "reference")), default="auto", help="What does the arithmetic."
+)
+@click.option(
+    "--matmul-precision",
+    type=click.Choice(PRECISIONS),
+    default="highest",
+    help="What training multiplies: float32 numbers, sums of two bfloat16 numbers, or bfloat16 numbers.",
 )
 @click.option("--processes", type=AT_LEAST_1, metavar="N", help="Share every mini-batch among so many.  [default: 1]")
 @click.option(

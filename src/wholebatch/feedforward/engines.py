@@ -14,7 +14,7 @@ from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.native import NativeEngine
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.reference import ReferenceEngine
-from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Architecture, Loss, MatmulPrecision, Optimizer, Split, check_precision
 from wholebatch.feedforward.threads import choose_split, choose_threads
 
 
@@ -28,6 +28,7 @@ def make_engine(
     split: Split = "auto",
     engine: str = "auto",
     peers: Peers | None = None,
+    matmul_precision: MatmulPrecision = "highest",
 ) -> Engine:
     """The engine for this net: ``native`` where the compiled part is there, else ``reference``, which is said once.
 
@@ -37,19 +38,28 @@ def make_engine(
         split: ``example``, ``neuron`` or ``auto``: who holds what. The result does not depend on it either.
         engine: ``auto``, ``native`` or ``reference``.
         peers: who else holds rows of each mini-batch; None: this process has all of them.
+        matmul_precision: of the products of training (:mod:`wholebatch.feedforward.products`): ``highest``, ``high`` or
+            ``medium``. On a processor without a unit for bfloat16 the native engine multiplies float32 numbers, and
+            says so once. Predictions are always of the highest.
 
     Raises:
-        ValueError: an unknown engine or split, ``n_threads`` below 1, or ``native`` where it was not built.
+        ValueError: an unknown engine, split or precision, ``n_threads`` below 1, ``native`` where it was not built, a
+            precision other than ``highest`` for a net that is not in float32.
     """
     kind = engine_kind(engine)
+    check_precision(matmul_precision, model.parts()[0].linear.weight.dtype)
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; choose one of {', '.join(map(repr, get_args(Split)))}")
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads is {n_threads}; it must be at least 1, or None to choose by shape")
     if kind is NativeEngine:
         over: dict[str, Any] = {} if peers is None else {"peers": peers}
+        if native_precision(matmul_precision, say=True) != "highest":
+            over["matmul_precision"] = matmul_precision
         return NativeEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, split=split, **over)
-    return ReferenceEngine(model, loss, optimizer, seed=seed, n_threads=n_threads, peers=peers)
+    return ReferenceEngine(
+        model, loss, optimizer, seed=seed, n_threads=n_threads, peers=peers, matmul_precision=matmul_precision
+    )
 
 
 def engine_kind(engine: str) -> type[NativeEngine] | type[ReferenceEngine]:
@@ -59,7 +69,34 @@ def engine_kind(engine: str) -> type[NativeEngine] | type[ReferenceEngine]:
     return NativeEngine if _is_native(engine, say=True) else ReferenceEngine
 
 
-def describe_engine(engine: str, n_threads: int | None) -> str:
+def native_precision(matmul_precision: MatmulPrecision, *, say: bool = False) -> MatmulPrecision:
+    """The precision that the native engine's products have here: ``highest`` where there is no unit for bfloat16.
+
+    Args:
+        say: warn, once per process, where that is not what was asked for.
+    """
+    if matmul_precision == "highest" or kernels.product_unit() is not None:
+        return matmul_precision
+    if say:
+        kernels.say_no_product_unit()
+    return "highest"
+
+
+def describe_products(engine: str, matmul_precision: MatmulPrecision) -> str:
+    """How the products of training are made here: their precision, and by what unit of the processor."""
+    if matmul_precision == "highest":
+        return "float32"
+    if not _is_native(engine):
+        return f"bfloat16 ({matmul_precision}), by torch"
+    unit = kernels.product_unit()
+    return (
+        f"float32, for want of a bfloat16 unit ({matmul_precision})"
+        if unit is None
+        else f"bfloat16 ({matmul_precision}), by {unit}"
+    )
+
+
+def describe_engine(engine: str, n_threads: int | None, matmul_precision: MatmulPrecision = "highest") -> str:
     """What the bits depend on, beside the settings: where ranks differ in it, so do their nets.
 
     Raises:
@@ -67,7 +104,8 @@ def describe_engine(engine: str, n_threads: int | None) -> str:
     """
     kind = engine_kind(engine)
     threads = f", {n_threads or 1} threads" if kind is ReferenceEngine else ""  # not on those of the other one
-    return f"{kind.__name__} with {kernels.instruction_set()} instructions{threads}"
+    products = "" if matmul_precision == "highest" else f", products in {describe_products(engine, matmul_precision)}"
+    return f"{kind.__name__} with {kernels.instruction_set()} instructions{threads}{products}"
 
 
 def _is_native(engine: str, *, say: bool = False) -> bool:
@@ -88,6 +126,7 @@ def check_fit(
     held: int = 0,
     net: int = 0,
     peers: Peers | None = None,
+    matmul_precision: MatmulPrecision = "highest",
 ) -> None:
     """Refuse a training that does not fit in memory, before any is taken.
 
@@ -96,18 +135,19 @@ def check_fit(
         held: rows held out, which are predicted after each epoch.
         net: bytes, beside the engine's own, that grow with the net: the net itself where it is not there yet.
         peers: who else trains: those on this host need as much each, and a gradient of each shard is kept.
+        matmul_precision: of training; what is rounded is kept beside what it was rounded from.
 
     Raises:
         ValueError: naming the bytes needed and free, and the remedy.
     """
     if _is_native(engine):
         threads = n_threads or choose_threads(architecture, rows)
-        need = native_need(architecture, optimizer, rows, dtype, threads)
+        need = native_need(architecture, optimizer, rows, dtype, threads, native_precision(matmul_precision))
         then = n_threads or choose_threads(architecture, held)
         if held and (then, choose_split(held, then)) != (threads, choose_split(rows, threads)):
             need = need.plus(net=native_need(architecture, optimizer, 0, dtype, then).net)
     else:
-        need = reference_need(architecture, optimizer, rows, dtype)
+        need = reference_need(architecture, optimizer, rows, dtype, matmul_precision)
     need, whose = need.plus(net=net), ""
     if peers is not None and peers.shards > 1:
         parts = peers.shards * net_bytes(architecture, dtype, buffers=False)

@@ -12,7 +12,7 @@ import torch
 
 from wholebatch import kernels
 from wholebatch.feedforward.memory import Need
-from wholebatch.feedforward.settings import Architecture, Optimizer
+from wholebatch.feedforward.settings import Architecture, MatmulPrecision, Optimizer
 from wholebatch.feedforward.threads import BLOCK_ROWS, choose_split
 
 LINE = 64  # bytes of a cache line
@@ -38,7 +38,14 @@ def check_net(architecture: Architecture, dtype: torch.dtype) -> None:
     Need(net_bytes(architecture, dtype), dtype=dtype).check(describe(architecture))
 
 
-def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dtype: torch.dtype, threads: int) -> Need:
+def native_need(
+    architecture: Architecture,
+    optimizer: Optimizer,
+    rows: int,
+    dtype: torch.dtype,
+    threads: int,
+    matmul_precision: MatmulPrecision = "highest",
+) -> Need:
     """The buffers of ``Network`` (native/network.cpp: constructor and ``prepare``), and the optimizer's state."""
     a, size, double = architecture, dtype.itemsize, 8
     width, line = VECTOR_BYTES[kernels.instruction_set()] // size, LINE // size
@@ -77,12 +84,24 @@ def native_need(architecture: Architecture, optimizer: Optimizer, rows: int, dty
     return Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
 
 
-def reference_need(architecture: Architecture, optimizer: Optimizer, rows: int, dtype: torch.dtype) -> Need:
-    """Counted low: the net again for the way back, gradients, the optimizer's state twice, and what autograd keeps."""
+def reference_need(
+    architecture: Architecture,
+    optimizer: Optimizer,
+    rows: int,
+    dtype: torch.dtype,
+    matmul_precision: MatmulPrecision = "highest",
+) -> Need:
+    """Counted low: the net again for the way back, gradients, the optimizer's state twice, and what autograd keeps.
+
+    Of operands that are rounded, those of the output layer's first product: all else is there while it is formed.
+    """
     a = architecture
     net = 2 * net_bytes(a, dtype) + 2 * _state_bytes(a, optimizer, dtype)
     kept = 1 if a.norm == "none" else 2  # of a hidden layer: its output, and the input of its norm
     batch = rows * (a.in_features + kept * sum(a.hidden_layer_sizes) + a.out_features) * dtype.itemsize
+    copies = {"highest": 0, "medium": 1, "high": 2}[matmul_precision]
+    net += copies * a.sizes[-2] * a.out_features * dtype.itemsize
+    batch += copies * rows * a.sizes[-2] * dtype.itemsize
     return Need(net, batch, 0, rows, dtype)
 
 

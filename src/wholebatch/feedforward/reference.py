@@ -25,7 +25,8 @@ from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progr
 from wholebatch.feedforward.losses import loss_value
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers
-from wholebatch.feedforward.settings import Loss, Optimizer
+from wholebatch.feedforward.products import apply_linear
+from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer
 from wholebatch.feedforward.sharded import Found, Sharded
 from wholebatch.feedforward.torch_threads import torch_threads
 
@@ -57,8 +58,10 @@ class ReferenceEngine:
         seed: int = 0,
         n_threads: int | None = None,
         peers: Peers | None = None,
+        matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
+        self.matmul_precision = matmul_precision
         self.peers = None if peers is None or peers.shards == 1 else peers
         # Over shards the bits are not to depend on what torch chooses here.
         self.n_threads = n_threads or (None if self.peers is None else 1)
@@ -168,7 +171,7 @@ class ReferenceEngine:
         self, data: Data, order: np.ndarray, offsets: np.ndarray, counts: np.ndarray, peers: Peers
     ) -> Iterator[tuple[int, Found]]:
         batches = Batches(data, order, offsets, counts, self.loss, peers)
-        net = Sharded(self.model, self.loss, peers, self.seed, batches.centre)
+        net = Sharded(self.model, self.loss, peers, self.seed, batches.centre, self.matmul_precision)
         for s, batch in enumerate(batches, 1):
             found = net.run(batch, self.step)
             if not math.isfinite(found.loss):
@@ -208,7 +211,9 @@ class ReferenceEngine:
                 layer += 1
             if centred and index == 0:
                 centre = x.mean(0)
-                x = module(x - centre)
+                x = x - centre
+            if isinstance(module, nn.Linear):
+                x = apply_linear(x, module.weight, module.bias, self.matmul_precision)
             elif centred and index == 1:
                 x = _batch_norm(module, x, weight)
                 if weight is None or weight.any():

@@ -10,12 +10,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 Norm = Literal["batch", "layer", "rms", "none"]
 NormPosition = Literal["before", "after"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 LossKind = Literal["cross_entropy", "mse", "huber", "bce"]
 OptimizerKind = Literal["sgd", "adam", "adamw"]
 Split = Literal["auto", "example", "neuron"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
@@ -37,6 +40,27 @@ def _check_below(name: str, value: float, least: float, bound: float) -> None:
 def _check_size(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def check_precision(matmul_precision: str, dtype: torch.dtype) -> None:
+    """Refuse a precision that products cannot have; the names are those of ``torch.set_float32_matmul_precision``.
+
+    ``"highest"``: products of float32 numbers; ``"high"``: of sums of two bfloat16 numbers; ``"medium"``: of bfloat16
+    numbers; all are summed in float32. :mod:`wholebatch.feedforward.products` has the formulas.
+
+    Args:
+        dtype: the net's.
+
+    Raises:
+        ValueError: an unknown name, or anything but ``"highest"`` for a net that is not in float32.
+    """
+    _check_choice("matmul_precision", matmul_precision, MatmulPrecision)
+    if matmul_precision != "highest" and dtype != torch.float32:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"matmul_precision is {matmul_precision!r}, which rounds the products of a float32 net, and the net is in "
+            f"{kind}: use net.float(), or matmul_precision='highest'"
+        )
 
 
 @dataclass(frozen=True)

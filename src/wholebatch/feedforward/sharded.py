@@ -27,7 +27,8 @@ from wholebatch.feedforward.dropout import dropout_mask
 from wholebatch.feedforward.losses import loss_sum
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers, add_in_order
-from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.products import apply_linear
+from wholebatch.feedforward.settings import Loss, MatmulPrecision
 from wholebatch.moments import Moments
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.merging import merge_moments
@@ -46,12 +47,23 @@ class Sharded:
 
     Args:
         model: its parameters are read; its running statistics move in :meth:`run`.
+        matmul_precision: of the products with the weights. The shift by the centre is of unrounded weights: it stands
+            for what predictions, which are always of the highest precision, add up.
         centre: ``(in_features,)`` float64: taken from each input where batch norm takes the mean away again, so that
             inputs far from zero do not cancel in rounded sums.
     """
 
-    def __init__(self, model: FeedForward, loss: Loss, peers: Peers, seed: int, centre: Tensor) -> None:
+    def __init__(
+        self,
+        model: FeedForward,
+        loss: Loss,
+        peers: Peers,
+        seed: int,
+        centre: Tensor,
+        matmul_precision: MatmulPrecision = "highest",
+    ) -> None:
         self.model, self.loss, self.peers, self.seed = model, loss, peers, seed
+        self.matmul_precision = matmul_precision
         a = model.architecture
         self.centre = centre if a.waits and not a.hidden_bias else None
         self.before: dict[int, np.ndarray] = {}  # by module, the moments of all shards in the step before
@@ -166,7 +178,9 @@ class _Pass:
         layer = 0
         for index, module in enumerate(self._net.model.layers):
             layer += isinstance(module, nn.Linear)
-            if isinstance(module, nn.BatchNorm1d):
+            if isinstance(module, nn.Linear):
+                self._multiply(f"layers.{index}")
+            elif isinstance(module, nn.BatchNorm1d):
                 self._normalise(index, module)
             elif isinstance(module, nn.Dropout):
                 self._drop(layer - 1, module.p)
@@ -175,6 +189,13 @@ class _Pass:
                 own = [{name: leaf[f"layers.{index}.{name}"] for name in names} for leaf in self.leaves]
                 self.values = [functional_call(module, of, (x,)) for of, x in zip(own, self.values, strict=True)]
             yield layer
+
+    def _multiply(self, name: str) -> None:
+        precision = self._net.matmul_precision
+        self.values = [
+            apply_linear(x, leaf[f"{name}.weight"], leaf.get(f"{name}.bias"), precision)
+            for x, leaf in zip(self.values, self.leaves, strict=True)
+        ]
 
     def _normalise(self, index: int, norm: nn.BatchNorm1d) -> None:
         peers, name = self._net.peers, f"layers.{index}"

@@ -27,7 +27,7 @@ from wholebatch.feedforward.held import Held
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers, find_peers
 from wholebatch.feedforward.rows import deal_rows, take_rows
-from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer, Split, check_precision
 from wholebatch.feedforward.sharding import Deal
 from wholebatch.feedforward.spread import Spread
 from wholebatch.feedforward.state import History, State
@@ -118,6 +118,7 @@ def fit(
     n_threads: int | None = None,
     split: Split = "auto",
     engine: str = "auto",
+    matmul_precision: MatmulPrecision = "highest",
     resume: State | None = None,
     progress: EpochProgress | None = None,
     after_epoch: AfterEpoch | None = None,
@@ -136,6 +137,9 @@ def fit(
         sample_weight: ``(N,)``, none negative.
         validation: ``(x, y)`` or ``(x, y, sample_weight)`` of rows held out; needed for ``training.patience``.
         loss: defaults to cross-entropy for integers, else MSE.
+        matmul_precision: of the products of training, by the names of ``torch.set_float32_matmul_precision``:
+            ``highest`` float32; ``high`` each number as the sum of two of bfloat16; ``medium`` of bfloat16. Sums,
+            norms, loss, optimizer and parameters stay float32, and predictions are always of the highest.
         resume: the :class:`State` that an earlier run's ``after_epoch`` was given: goes on from there.
         progress: called a few times a second with (epoch from 1, examples done in it, mean loss so far).
         after_epoch: called after each epoch with the :class:`State` to keep, on every rank.
@@ -147,20 +151,22 @@ def fit(
             holds all shards, and ends with the bits of as many ranks as there are shards.
 
     Raises:
-        ValueError: data that do not fit the net, patience without validation, a state to resume of another optimizer,
-            a net that is not on the CPU, buffers that do not fit in memory (naming the bytes needed and free), a loss
-            that is not finite (:class:`NonFiniteLossError`, naming epoch, step and layer); over ranks, settings that
-            are not the same on all of them. What one rank finds wrong all ranks raise.
+        ValueError: data that do not fit the net, a precision that the net's dtype does not have, patience without
+            validation, a state to resume of another optimizer, a net that is not on the CPU, buffers that do not fit in
+            memory (naming the bytes needed and free), a loss that is not finite (:class:`NonFiniteLossError`, naming
+            epoch, step and layer); over ranks, settings that are not the same on all of them. What one rank finds wrong
+            all ranks raise.
         MeetingError: another rank failed or stopped in the middle of the training, and where.
         KeyboardInterrupt: Ctrl-C; the net is as after the last whole epoch.
     """
     optimizer, training = optimizer or Optimizer(), training or Training()
     peers = find_peers(spread, process_group)
-    loss = do_together(peers, lambda: _check(model, y, loss, training, validation))
+    loss = do_together(peers, lambda: _check(model, y, loss, training, validation, matmul_precision))
     architecture, dtype = model.architecture, model.parts()[0].linear.weight.dtype
-    described = do_together(peers, lambda: describe_engine(engine, n_threads))
+    described = do_together(peers, lambda: describe_engine(engine, n_threads, matmul_precision))
     if peers is not None:
-        check_equal(peers, _settings(peers, model, loss, optimizer, training, described, validation, resume))
+        same = _settings(peers, model, loss, optimizer, training, described, validation, resume)
+        check_equal(peers, {"matmul_precision": matmul_precision, **same})
     data = take_rows(peers, x, y, sample_weight, architecture, loss, dtype)
     deal = deal_rows(peers, len(data), training.batch_size, architecture)
     held = None
@@ -181,9 +187,18 @@ def fit(
             held=0 if held is None else len(held),
             net=net_bytes(architecture, dtype) if training.patience else 0,
             peers=peers,
+            matmul_precision=matmul_precision,
         )
         runner = make_engine(
-            model, loss, optimizer, seed=training.seed, n_threads=n_threads, split=split, engine=engine, peers=peers
+            model,
+            loss,
+            optimizer,
+            seed=training.seed,
+            n_threads=n_threads,
+            split=split,
+            engine=engine,
+            peers=peers,
+            matmul_precision=matmul_precision,
         )
         return runner, None if resume is None else resume.restore(runner)
 
@@ -204,12 +219,18 @@ def fit(
 
 
 def _check(
-    model: FeedForward, y: Any, loss: Loss | None, training: Training, validation: tuple[Any, ...] | None
+    model: FeedForward,
+    y: Any,
+    loss: Loss | None,
+    training: Training,
+    validation: tuple[Any, ...] | None,
+    matmul_precision: MatmulPrecision,
 ) -> Loss:
     """The loss to train by, where the net and the settings can be trained with."""
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         raise ValueError(f"fit trains on the CPU, the net is on {', '.join(sorted(devices))}; use net.cpu()")
+    check_precision(matmul_precision, model.parts()[0].linear.weight.dtype)
     if training.patience is not None and validation is None:
         raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
     return loss or default_loss(y)

@@ -49,6 +49,24 @@ def native_module() -> ModuleType:
     return module
 
 
+def product_unit() -> str | None:
+    """The processor's unit for products of bfloat16 numbers that runs here: ``amx``, ``avx512_bf16``, or None."""
+    ask = getattr(_load()[0], "product_unit", None)
+    unit: str | None = None if ask is None else ask()
+    return unit
+
+
+@functools.cache
+def say_no_product_unit() -> None:
+    """Warn, once per process, that products asked for in bfloat16 are made of float32 numbers."""
+    warnings.warn(
+        "this processor has no unit for products of bfloat16 numbers that wholebatch knows (AMX or AVX-512 BF16): the "
+        "native engine's products are of float32 numbers, as with matmul_precision='highest'",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def instruction_set() -> str:
     """Which build of the kernels runs here: ``avx512``, ``avx2``, ``portable``, or ``none`` without a compiled part.
 

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from wholebatch.runs.model import Model
     from wholebatch.runs.prepared import Prepared
 
-FORMAT, VERSION = "wholebatch run", 2
+FORMAT, VERSION = "wholebatch run", 3
 
 
 class Config(BaseModel):
     """``config.json``.
 
-    ``launch`` is which launch began the run (see :class:`wholebatch.runs.ranks.Ranks`), ``processes`` how many there
-    were.
+    ``products`` are those of training, in words: their precision, and what makes them. ``launch`` is which launch began
+    the run (see :class:`wholebatch.runs.ranks.Ranks`), ``processes`` how many there were.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,6 +51,7 @@ class Config(BaseModel):
     data_sha256: str
     engine: str
     instruction_set: str
+    products: str = "float32"
     started: str
     command: str
     launch: str = ""

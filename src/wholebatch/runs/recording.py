@@ -200,6 +200,7 @@ def _how(config: Config, history: History) -> dict[str, str]:
         "threads": f"chosen by shape, of {os.cpu_count()}" if threads is None else str(threads),
         "engine": config.engine,
         "instruction set": config.instruction_set if config.engine == "native" else "torch's own",
+        "products": config.products,
         "table": f"{config.table_shape[0]:,} rows, {config.table_shape[1]} columns",
         "data SHA-256": config.data_sha256,
         "wholebatch": config.wholebatch,

@@ -27,7 +27,7 @@ import wholebatch
 from wholebatch import kernels
 from wholebatch.feedforward import FeedForward, Loss, State
 from wholebatch.feedforward.data import batch_offsets
-from wholebatch.feedforward.engines import check_fit
+from wholebatch.feedforward.engines import check_fit, describe_products
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.training import History, fit
 from wholebatch.files import remove_parts
@@ -140,6 +140,7 @@ class Session:
             n_threads=self.settings.threads,
             split=self.settings.split,
             engine=self.config.engine,
+            matmul_precision=self.settings.matmul_precision,
             spread=None if self.ranks.count == (self.settings.shards or 1) == 1 else self.settings.make_spread(),
             process_group=None if self.ranks.count == 1 else self.ranks.group,
             resume=self.state,
@@ -199,6 +200,7 @@ def begin(
         data_sha256=prepared.digest,
         engine=_engine(settings),
         instruction_set=kernels.instruction_set(),
+        products=describe_products(settings.engine, settings.matmul_precision),
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=command,
         launch=ranks.launch,
@@ -252,14 +254,9 @@ def resume(
         return b""
 
     ranks.agree_first(check, "the run folder")
-    here = kernels.instruction_set()
-    if config.engine == "native" and here != config.instruction_set and ranks.first:
-        warnings.warn(
-            f"the run in {out} was started with {config.instruction_set} instructions and goes on with {here}: "
-            "the last bits may differ from those of a run that was not stopped",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    here, products = kernels.instruction_set(), describe_products(config.engine, wanted.matmul_precision)
+    if ranks.first:
+        _warn_of_other_bits(config, here, products, out)
     if fault and ranks.first:
         kept = 0 if state is None else len(state.history.epochs)
         warnings.warn(
@@ -267,8 +264,25 @@ def resume(
         )
     settings = wanted.model_copy(update={"table": config.settings.table})
     config = config.model_copy(update={"settings": settings, "processes": ranks.count})
-    _check_alike(ranks, config.model_copy(update={"instruction_set": here, "data_sha256": prepared.digest}))
+    now = {"instruction_set": here, "products": products, "data_sha256": prepared.digest}
+    _check_alike(ranks, config.model_copy(update=now))
     return Session(run, config, prepared, net, loss, state, tensorboard, ranks)
+
+
+def _warn_of_other_bits(config: Config, instruction_set: str, products: str, out: Path) -> None:
+    """Where what a resumed run goes on with is not what it was started with."""
+    changes = []
+    if config.engine == "native" and instruction_set != config.instruction_set:
+        changes.append((f"{config.instruction_set} instructions", instruction_set))
+    if products != config.products:
+        changes.append((f"products in {config.products}", products))
+    for then, now in changes:
+        warnings.warn(
+            f"the run in {out} was started with {then} and goes on with {now}: "
+            "the last bits may differ from those of a run that was not stopped",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _wanted(config: Config, change: Callable[[Settings], Settings], out: Path, ranks: Ranks) -> Settings:
@@ -329,6 +343,7 @@ def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, FeedForward, Los
             torch.get_default_dtype(),
             n_threads=settings.threads,
             engine=settings.engine,
+            matmul_precision=settings.matmul_precision,
             held=0 if prepared.validation is None else len(prepared.validation),
             net=net_bytes(architecture, torch.get_default_dtype()) * (1 if settings.patience is None else 2),
         )
@@ -347,6 +362,7 @@ def _check_alike(ranks: Ranks, config: Config) -> None:
         "torch": torch.__version__,
         "the engine": config.engine,
         "the instruction set": config.instruction_set,
+        "the products": config.products,
         "data of the SHA-256": config.data_sha256,
     }
     settings = config.settings.model_dump(mode="json", exclude={"threads", "split", "table"})

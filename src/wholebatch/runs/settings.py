@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wholebatch.feedforward.settings import Activation, Architecture, Loss, Norm, NormPosition, Optimizer, Split
+from wholebatch.feedforward.settings import (
+    Activation,
+    Architecture,
+    Loss,
+    MatmulPrecision,
+    Norm,
+    NormPosition,
+    Optimizer,
+    Split,
+)
 from wholebatch.feedforward.settings import LossKind as LossKind
 from wholebatch.feedforward.settings import OptimizerKind as OptimizerKind
 from wholebatch.feedforward.spread import Spread, Sync
@@ -64,6 +73,7 @@ class Settings(BaseModel):
     threads: int | None = None
     split: Split = "auto"
     engine: Engine = "auto"
+    matmul_precision: MatmulPrecision = "highest"
     shards: int | None = None
     sync: Sync = "all"
     group_size: int | None = None

@@ -85,7 +85,14 @@ def start(estimator: Any, peers: Peers | None, *, fresh: bool) -> Live:
         estimator._dropout_seed = estimator._random_state.randint(2**31 - 1) if estimator.dropout else 0
         estimator._steps, estimator._optimizer_state = 0, {}
         estimator._live = None
-    work = Work(estimator._architecture, estimator._objective(), estimator._update_rule, estimator._dropout_seed, peers)
+    work = Work(
+        estimator._architecture,
+        estimator._objective(),
+        estimator._update_rule,
+        estimator._dropout_seed,
+        peers,
+        estimator.matmul_precision,
+    )
     live = live_for(estimator, work)
     if not fresh:
         live.engine.step = estimator._steps

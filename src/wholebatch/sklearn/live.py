@@ -17,7 +17,7 @@ import numpy as np
 from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.peers import Peers
-from wholebatch.feedforward.settings import Architecture, Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Architecture, Loss, MatmulPrecision, Optimizer, Split
 from wholebatch.sklearn.binding import arrays_of, bind
 
 
@@ -44,6 +44,7 @@ class Work:
     optimizer: Optimizer
     seed: int
     peers: Peers | None = None  # who else trains
+    matmul_precision: MatmulPrecision = "highest"  # of the products of training
 
 
 @dataclass
@@ -84,6 +85,7 @@ def live_for(estimator: Any, work: Work | None = None) -> Live:
         split=team.split,
         engine=team.engine,
         peers=work.peers,
+        matmul_precision=work.matmul_precision,
     )
     live = estimator._live = Live(team, work, engine, arrays_of(estimator))
     return live

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from wholebatch.feedforward.settings import Activation, Architecture, NormPosition, Optimizer, Split
+from wholebatch.feedforward.settings import Activation, Architecture, MatmulPrecision, NormPosition, Optimizer, Split
 from wholebatch.feedforward.spread import Spread
 
 STOCHASTIC_SOLVERS = ("sgd", "adam", "adamw")
@@ -30,6 +30,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "split": [StrOptions(set(get_args(Split)))],
     "engine": [StrOptions({"auto", "native", "reference"})],
+    "matmul_precision": [StrOptions(set(get_args(MatmulPrecision)))],
     "spread": [Spread, None],
 }
 
@@ -89,6 +90,30 @@ def optimizer(estimator: Any) -> Optimizer:
         weight_decay=float(estimator.weight_decay) if estimator.solver == "adamw" else 0.0,
         max_grad_norm=clip,
     )
+
+
+def check_precision(estimator: Any, dtype: Any) -> None:
+    """Refuse products that are rounded where the net is in float64.
+
+    Args:
+        dtype: of the table to fit, which the net takes on.
+
+    Raises:
+        ValueError: naming the parameter, and the remedy.
+    """
+    if estimator.matmul_precision == "highest":
+        return
+    asked = f"matmul_precision={estimator.matmul_precision!r}"
+    if estimator.solver == "lbfgs":
+        raise ValueError(
+            f"{asked} with solver='lbfgs': L-BFGS works in float64, whose products are not rounded; "
+            "use solver='adam', 'adamw' or 'sgd', or matmul_precision='highest'"
+        )
+    if dtype != np.float32:
+        raise ValueError(
+            f"{asked} rounds the products of a float32 net, and X in {np.dtype(dtype).name} makes it a "
+            f"{np.dtype(dtype).name} one: fit X.astype(np.float32), or use matmul_precision='highest'"
+        )
 
 
 def schedule(estimator: Any) -> Any:

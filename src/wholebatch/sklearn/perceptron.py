@@ -137,6 +137,8 @@ class Perceptron(BaseMultilayerPerceptron):
             )
         if not first:
             _check_continues(self._architecture, architecture)
+        dtype = X.dtype if first else self.coefs_[0].dtype
+        do_together(peers, lambda: parameters.check_precision(self, dtype))
         self._architecture = architecture
         self.n_outputs_ = y.shape[1]
         if not incremental:
@@ -194,6 +196,7 @@ class Perceptron(BaseMultilayerPerceptron):
             held=held,
             net=net,
             peers=peers,
+            matmul_precision=self.matmul_precision,
         )
 
     def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None) -> None:

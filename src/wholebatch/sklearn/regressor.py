@@ -40,6 +40,9 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
             process group, each with rows of its own, and learn from all of them: every rank ends with the same net,
             and the same ``classes_``. Without a process group this process holds all shards. Predictions are of the
             rows that are given, by this process alone. None: learn from the rows that are given.
+        matmul_precision: of the products of training, by the names of ``torch.set_float32_matmul_precision``:
+            ``"highest"`` float32; ``"high"`` each number as the sum of two of bfloat16; ``"medium"`` of bfloat16. All
+            else, and predictions, stay as they are. The lower two need X in float32, and no lbfgs.
 
     Attributes:
         norm_weights_, norm_biases_: gamma and beta of each hidden layer (without a norm none, under ``"rms"`` no beta).
@@ -53,8 +56,8 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
 
     Raises:
         InvalidParameterError: (a ValueError) at ``fit``, for a parameter outside its range.
-        ValueError: ``loss="poisson"``; under batch norm, a table or mini-batch of one row; dropout with lbfgs; a loss
-            that is not finite.
+        ValueError: ``loss="poisson"``; under batch norm, a table or mini-batch of one row; dropout with lbfgs;
+            products that are rounded, with lbfgs or X in float64; a loss that is not finite.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -103,6 +106,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         split: str = "auto",
         engine: str = "auto",
         spread: Spread | None = None,
+        matmul_precision: str = "highest",
     ) -> None:
         super().__init__(
             loss=loss,
@@ -142,6 +146,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         self.split = split
         self.engine = engine
         self.spread = spread
+        self.matmul_precision = matmul_precision
 
     def _objective(self) -> Loss:
         outputs, alpha = float(self.n_outputs_), float(self.alpha)

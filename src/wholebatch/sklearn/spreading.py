@@ -81,7 +81,8 @@ def check_alike(peers: Peers, estimator: Any, X: Any, y: np.ndarray, *, first: b
     """
     parameters = {name: repr(value) for name, value in estimator.get_params(deep=False).items() if name not in OWN}
     names = getattr(estimator, "feature_names_in_", None)
-    engine = do_together(peers, lambda: describe_engine(estimator.engine, estimator.n_threads))
+    precision = estimator.matmul_precision
+    engine = do_together(peers, lambda: describe_engine(estimator.engine, estimator.n_threads, precision))
     check_equal(
         peers,
         {

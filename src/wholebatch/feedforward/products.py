@@ -5,9 +5,10 @@ With ``r(x)`` the bfloat16 number nearest to x (to even where two are), which ke
     "medium"    A B  ->  r(A) r(B)
     "high"      A B  ->  Ah Bh + (Ah Bl + Al Bh)       Ah = r(A), Al = r(A - Ah), and so for B
 
-Two numbers of 8 bits have a product of at most 16, which float32 holds exactly; so all that is rounded after the
-operands is the sum, in float32, as in the processor's own instructions. In "high" the product ``Al Bl`` is left out: it
-is below 2^-18 of ``|A| |B|``, where a half of the last bit that ``Ah + Al`` keeps is.
+Rounding takes at most 2^-8 of a number, and ``Ah + Al`` lacks at most 2^-16 of A; ``Al Bl``, which is left out, is no
+more than 2^-16 of ``A B``. So a term ``a b`` of a sum is off by at most about 2^-7 of its size in "medium", and by
+3 * 2^-16 in "high". Two numbers of 8 bits have a product of 16, which float32 holds exactly: all else that is rounded
+is the sum, in float32, as in the processor's own instructions.
 
 A linear layer has three products, and each of them is of rounded operands: ``Z = H W^T`` forward, ``dH = dZ W`` and
 ``dW = dZ^T H`` backward. The bias and its gradient are sums, which are not rounded.

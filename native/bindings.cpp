@@ -20,14 +20,16 @@
 #endif
 #include "network.h"
 #include "peaks.h"
+#include "product_unit.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace wholebatch {
 
-void bind_batch_norm(nb::module_ &m); // batch_norm_bindings.cpp
-void bind_mailbox(nb::module_ &m);    // mailbox_bindings.cpp
+void bind_batch_norm(nb::module_ &m);       // batch_norm_bindings.cpp
+void bind_batch_norm_steps(nb::module_ &m); // batch_norm_steps_bindings.cpp
+void bind_mailbox(nb::module_ &m);          // mailbox_bindings.cpp
 #ifdef __linux__
 Mailbox::Header header_of(const nb::bytes &packed); // mailbox_bindings.cpp
 #endif
@@ -88,6 +90,12 @@ Configuration configure(const nb::dict &d) {
   c.seed = nb::cast<std::uint64_t>(d["seed"]);
   c.threads = nb::cast<int>(d["threads"]);
   c.by_neuron = nb::cast<bool>(d["by_neuron"]);
+  const std::string precision = text("matmul_precision");
+  const std::map<std::string, MatmulPrecision> precisions{
+      {"highest", MatmulPrecision::highest}, {"high", MatmulPrecision::high}, {"medium", MatmulPrecision::medium}};
+  if (!precisions.contains(precision))
+    throw std::invalid_argument("matmul_precision is '" + precision + "'; choose one of 'highest', 'high', 'medium'");
+  c.matmul_precision = precisions.at(precision);
   return c;
 }
 
@@ -316,6 +324,10 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
 NB_MODULE(_native, m) {
   using namespace wholebatch;
   m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
+  m.def("product_unit", []() -> std::optional<std::string> {
+    const ProductUnit unit = product_unit();
+    return unit == ProductUnit::none ? std::nullopt : std::optional<std::string>(name_of(unit));
+  });
   m.def("has_counter", &Ticks::has_counter);
   m.def("mark_cost", &mark_cost, "marks"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
@@ -333,5 +345,6 @@ NB_MODULE(_native, m) {
   bind_network<float>(m, "NetworkFloat32");
   bind_network<double>(m, "NetworkFloat64");
   bind_batch_norm(m);
+  bind_batch_norm_steps(m);
   bind_mailbox(m);
 }

@@ -14,6 +14,7 @@
 #include "claims.h"
 #include "kernels.h"
 #include "moments.h"
+#include "products.h"
 #include "spread.h"
 #include "team.h"
 #include "timeline.h"
@@ -37,6 +38,7 @@ struct Configuration {
   std::uint64_t seed;
   int threads;
   bool by_neuron;
+  MatmulPrecision matmul_precision = MatmulPrecision::highest;
 };
 
 // The table: dense rows, or CSR (then `dense` is null). Targets are class indices or rows of values.

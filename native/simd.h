@@ -8,7 +8,9 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#ifndef WB_SET // what is built for more than these instructions has a name of its own
 #define WB_SET avx512
+#endif
 #define WB_BYTES 64
 #define WB_TILE_ROWS 12 // 12 x 2 accumulators, 2 of B and 1 of A: 27 of 32 registers
 #elif defined(__AVX2__) && defined(__FMA__)

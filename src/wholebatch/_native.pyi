@@ -5,11 +5,18 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 T = TypeVar("T", np.float32, np.float64)
 
 def instruction_set() -> str:
     """Which kernels run: avx512, avx2 or portable. ValueError where WHOLEBATCH_INSTRUCTION_SET is wrong."""
+
+def product_unit() -> str | None:
+    """What multiplies bfloat16 numbers here: amx, avx512_bf16 or None.
+
+    ValueError where WHOLEBATCH_PRODUCT_UNIT is wrong.
+    """
 
 def has_counter() -> bool:
     """Whether marks are made with the processor's counter; else with the system's steady clock."""
@@ -29,6 +36,55 @@ def use_threads(parallel_for: int, count_threads: int, /) -> None:
 
 def advise_huge_pages(address: int, size: int, /) -> None:
     """Ask the system for pages of 2 MiB where memory of `size` bytes was not touched yet."""
+
+# native/batch_norm_steps_bindings.cpp. Of `train`, what it is given as tensors, and so on: wholebatch/ordinary.py.
+def use_exchange(tensor: type[Tensor], parameter: type[Tensor], capsule: object | None) -> bool:
+    """Whether tensors can be looked at, by torch's table of functions for that."""
+
+class Found:
+    """What a forward call found, for its backward call."""
+
+    @property
+    def count(self) -> float:
+        """Elements of a channel in the whole mini-batch."""
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of mean and rstd."""
+
+def fits(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None,
+) -> int: ...  # fmt: skip
+def train(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, y: Tensor,
+    running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None,
+    slope: float, eps: float, momentum: float,
+) -> Found: ...  # fmt: skip
+def train_together(
+    box: Mailbox, header: bytes, z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    y: Tensor, running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None,
+    slope: float, eps: float, momentum: float,
+) -> tuple[int, Found]: ...  # fmt: skip
+def train_on(
+    box: Mailbox, found: Found, z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    y: Tensor, running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None,
+    slope: float, eps: float, momentum: float,
+) -> None: ...  # fmt: skip
+def differentiate(
+    found: Found, g: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    dz: Tensor, dresidual: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, slope: float,
+) -> bool: ...  # fmt: skip
+def differentiate_together(
+    box: Mailbox, header: bytes, found: Found, g: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None, dz: Tensor, dresidual: Tensor | None, dweight: Tensor | None, dbias: Tensor | None,
+    slope: float,
+) -> int: ...  # fmt: skip
+def differentiate_on(
+    box: Mailbox, found: Found, g: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None, dz: Tensor, dresidual: Tensor | None, dweight: Tensor | None, dbias: Tensor | None,
+    slope: float,
+) -> None: ...  # fmt: skip
 
 def batch_norm_rstd(wide: bool, channels: int, m2: int, count: float, eps: float, rstd: int, /) -> None: ...
 def move_running(wide: bool, channels: int, to: int, divisor: float, momentum: float, running: int, /) -> None: ...

@@ -21,7 +21,7 @@ from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progr
 from wholebatch.feedforward.module import FeedForward, Layer
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.reference import ReferenceEngine
-from wholebatch.feedforward.settings import Loss, Optimizer, Split
+from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer, Split
 from wholebatch.feedforward.spreading import Spreading
 from wholebatch.feedforward.threads import choose_split, choose_threads, usable_cores
 from wholebatch.kernels import native_module
@@ -45,8 +45,10 @@ class NativeEngine:
         n_threads: int | None = None,
         split: Split = "auto",
         peers: Peers | None = None,
+        matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
+        self.matmul_precision = matmul_precision
         self._parts = model.parts()
         self.n_threads, self.split = n_threads, split
         self.step = 0
@@ -169,6 +171,7 @@ class NativeEngine:
             "seed": self.seed,
             "threads": threads,
             "by_neuron": by_neuron,
+            "matmul_precision": self.matmul_precision,
         }
 
     def _run(

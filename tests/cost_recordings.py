@@ -14,7 +14,7 @@ from browsing import ENTITY, IMAGE, LINK, LONG, SCRIPT
 from tables_for_runs import write_small
 from wholebatch import runs
 from wholebatch.cost.comparison.measuring import compare
-from wholebatch.cost.comparison.record import Comparison, Timing
+from wholebatch.cost.comparison.record import Comparison
 from wholebatch.cost.comparison.settings import Wanted as Compared
 from wholebatch.cost.plan.adapters import from_timeline
 from wholebatch.cost.plan.forecast import plan
@@ -26,6 +26,7 @@ from wholebatch.cost.synchronisation.record import Choice, Delay, Steps, Synchro
 from wholebatch.cost.timeline.measuring import measure
 from wholebatch.cost.timeline.problem import Wanted as Drawn
 from wholebatch.cost.timeline.record import Timeline
+from wholebatch.cost.timing import Timing
 
 
 def record_all(folder: Path) -> Recording:

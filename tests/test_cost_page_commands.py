@@ -107,7 +107,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path):
 
 def test_what_a_measurement_leaves(recording: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = costs.prepare(Path("out"), "compare")
-    costs.finish(recording, folder, "compare")
+    costs.finish(recording, folder, quiet=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["recording out/recording.json", "report out/report.html", "trace out/trace.json"]
     assert listed(tmp_path / "out") == ["recording.json", "report.html", "trace.json"]
@@ -115,7 +115,7 @@ def test_what_a_measurement_leaves(recording: Recording, tmp_path: Path, capsys:
 
 
 def test_without_a_course_in_time_there_is_no_trace(capsys: pytest.CaptureFixture[str]):
-    costs.finish(empty(), None, "plan")
+    costs.finish(empty(), costs.prepare(None, "plan"), quiet=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[0] for line in lines] == ["recording", "report"]
     (folder,) = Path("costs").iterdir()
@@ -130,7 +130,7 @@ def test_a_full_disk_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr("wholebatch.cost.page.write", full)
     with pytest.raises(click.ClickException) as told:
-        costs.finish(empty(), Path("out"), "plan")
+        costs.finish(empty(), Path("out"), quiet=True)
     assert "free some space" in told.value.message
     assert "wholebatch report out/recording.json --out PAGE" in told.value.message
     assert listed(Path("out")) == ["recording.json"]
@@ -143,12 +143,12 @@ def test_a_disk_full_from_the_start_leaves_no_part(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        costs.finish(empty(), Path("out"), "plan")
+        costs.finish(empty(), Path("out"), quiet=True)
     assert listed(Path("out")) == []
 
 
 def test_the_same_page_and_trace_elsewhere(recording: Recording, report: Report, tmp_path: Path):
-    costs.finish(recording, Path("out"), "compare")
+    costs.finish(recording, Path("out"), quiet=True)
     page, trace = Path("out/report.html").read_bytes(), Path("out/trace.json").read_bytes()
     shutil.move("out/recording.json", "sent.json")
     assert report("sent.json") == (0, "report report.html\n", "")

@@ -9,7 +9,7 @@ import click
 
 from wholebatch.commands.edge import Interrupted
 from wholebatch.commands.options import Names, Numbers, Sizes
-from wholebatch.commands.subject import find_target, shorten, table_options
+from wholebatch.commands.subject import LEARNING_RATES, plain_settings, shorten, table_options
 from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # The same names as in wholebatch.cost.comparison, which is not imported for `--help`; a test compares them.
 NORMS = ("batch", "batch-after", "layer", "rms", "none")
 ENGINES = ("wholebatch", "torch")
-LEARNING_RATES = {"sgd": 3e-2, "adam": 3e-3, "adamw": 3e-3}
 
 
 @click.command(context_settings={"show_default": True})
@@ -71,11 +70,9 @@ def compare(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **
 
     shorten(ctx, options)
     wanted = _wanted(table, options)
-    name = f"compare-{Path(table).name.split('.')[0]}"
-    folder = costs.prepare(out, name)
+    folder = costs.prepare(out, "compare", table)
 
     from wholebatch.commands.stages import Stages
-    from wholebatch.cost.comparison.console import tell
     from wholebatch.cost.comparison.measuring import compare as measure
     from wholebatch.cost.recording import Recording, here
 
@@ -84,30 +81,15 @@ def compare(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **
             record = measure(wanted, stages)
     except KeyboardInterrupt:
         raise Interrupted("interrupted: nothing was written, since a comparison needs all of its contenders") from None
-    if not quiet:
-        costs.show(tell(record))
-    costs.finish(Recording(origin=here(), comparison=record), folder, name)
+    costs.finish(Recording(origin=here(), comparison=record), folder, quiet=quiet)
 
 
 def _wanted(table: str, options: dict[str, Any]) -> Wanted:
     """The settings, checked."""
-    from wholebatch import runs
-    from wholebatch.cost.comparison.settings import WEIGHT_DECAYS, Wanted
+    from wholebatch.cost.comparison.settings import Wanted
     from wholebatch.feedforward.threads import usable_cores
 
-    target = find_target(table, options.pop("target"))
     beside = {name: options.pop(name) for name in tuple(options) if name in Wanted.__dataclass_fields__}
     beside["threads"] = beside["threads"] or usable_cores()
     beside["learning_rates"] = beside["learning_rates"] or (LEARNING_RATES[options["optimizer"]],)
-    settings = runs.Settings(
-        table=table,
-        target=target,
-        dropout=0.0,
-        label_smoothing=0.0,
-        schedule="constant",
-        patience=None,
-        weight_decay=WEIGHT_DECAYS[options["optimizer"]],
-        learning_rate=beside["learning_rates"][0],
-        **options,
-    )
-    return Wanted(settings, **beside)
+    return Wanted(plain_settings(table, beside["learning_rates"][0], **options), **beside)

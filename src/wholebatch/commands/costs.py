@@ -30,15 +30,21 @@ PIPED_WIDTH = 160
 """Columns where there is no terminal to ask: tables in a file or a pipe are not broken at 80."""
 
 
-def prepare(out: Path | None, name: str) -> Path:
-    """The folder that :func:`finish` will write to: ``out``, or ``costs/NAME-DATE``. To be called before measuring.
+def prepare(out: Path | None, command: str, source: str = "") -> Path:
+    """The folder that :func:`finish` will write to: ``out``, or ``costs/COMMAND-SOURCE-DATE``, before measuring.
 
     Nothing is left behind: an interrupted measurement leaves no empty folder.
+
+    Args:
+        out: as it was asked for.
+        command: that measures.
+        source: the table or the function that is measured, for the folder's name.
 
     Raises:
         ValueError: a recording stands there.
         OSError: the folder cannot be made or written to.
     """
+    name = f"{command}-{Path(source).name.split('.')[0]}" if source else command
     folder = name_new("costs", name) if out is None else out
     for file in (RECORDING, REPORT, TRACE):
         if (folder / file).exists():
@@ -47,18 +53,20 @@ def prepare(out: Path | None, name: str) -> Path:
     return folder
 
 
-def finish(recording: Recording, out: Path | None, name: str) -> None:
-    """Write the recording, its page and, where there is one, its trace; print a line ``WHAT PATH`` for each.
+def finish(recording: Recording, folder: Path, *, quiet: bool) -> None:
+    """Show what was measured; write it, its page and, where there is one, its trace; print ``WHAT PATH`` for each.
 
     Args:
         recording: what was measured.
-        out: the folder, as :func:`prepare` gave it.
-        name: of the command and what it measured, for the default folder.
+        folder: as :func:`prepare` gave it.
+        quiet: show nothing but the paths.
     """
+    from wholebatch.cost.console import tell
     from wholebatch.cost.page import write_page
     from wholebatch.cost.trace import has_trace, write_trace
 
-    folder = prepare(None, name) if out is None else out
+    if not quiet:
+        show(tell(recording))
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / RECORDING
     recording.save(kept)

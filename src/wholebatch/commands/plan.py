@@ -91,7 +91,6 @@ def plan(
     workload = None if source is None else _read(source)
 
     from wholebatch.commands.stages import Stages
-    from wholebatch.cost.plan.console import tell
     from wholebatch.cost.plan.forecast import check_request
     from wholebatch.cost.plan.forecast import plan as forecast
     from wholebatch.cost.plan.record import Slow
@@ -131,9 +130,7 @@ def plan(
         raise Interrupted("interrupted: nothing was written, and the ranks were ended") from None
     except RankError as error:
         raise click.ClickException(f"{error}; plan without local ranks: --no-check, --latency, --bandwidth") from error
-    if not quiet:
-        costs.show(tell(record))
-    costs.finish(Recording(origin=here(), plan=record), folder, "plan")
+    costs.finish(Recording(origin=here(), plan=record), folder, quiet=quiet)
 
 
 def _read(source: Path) -> Workload:

@@ -35,13 +35,12 @@ def profile(
     Batch norms are converted for some of the steps and then put back.
     """
     from wholebatch.commands import costs
-    from wholebatch.cost.profile.console import tell
     from wholebatch.cost.profile.measuring import profile as measure
     from wholebatch.cost.profile.step import find_function
     from wholebatch.cost.recording import Recording, here
 
-    name = f"profile-{target.partition(':')[2].rpartition('.')[2] or 'step'}"
-    folder = costs.prepare(out, name) if _is_first() else None
+    name = target.partition(":")[2].rpartition(".")[2] or "step"
+    folder = costs.prepare(out, "profile", name) if _is_first() else None
     function = find_function(target)
     measured = measure(
         function,
@@ -53,8 +52,8 @@ def profile(
     )
     if measured is None:
         return  # rank 0 tells
-    costs.show(tell(measured))
-    costs.finish(Recording(origin=here(), profile=measured), folder, name)
+    folder = costs.prepare(None, "profile", name) if folder is None else folder
+    costs.finish(Recording(origin=here(), profile=measured), folder, quiet=False)
 
 
 def _is_first() -> bool:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wholebatch.commands.compare import LEARNING_RATES
 from wholebatch.commands.edge import Interrupted
 from wholebatch.commands.options import Names, Sizes
 from wholebatch.commands.quantities import Factor
-from wholebatch.commands.subject import find_target, shorten, table_options
+from wholebatch.commands.subject import LEARNING_RATES, plain_settings, shorten, table_options
 from wholebatch.commands.train import ACTIVATIONS, AT_LEAST_1, FRACTION, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -69,13 +68,11 @@ def sync(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **opt
 
     shorten(ctx, options)
     wanted = _wanted(table, options)
-    name = f"sync-{Path(table).name.split('.')[0]}"
-    folder = costs.prepare(out, name)
+    folder = costs.prepare(out, "sync", table)
 
     from wholebatch.commands.stages import Stages
     from wholebatch.cost.ranks import RankError
     from wholebatch.cost.recording import Recording, here
-    from wholebatch.cost.synchronisation.console import tell
     from wholebatch.cost.synchronisation.measuring import synchronise
 
     try:
@@ -85,29 +82,14 @@ def sync(ctx: click.Context, /, table: str, out: Path | None, quiet: bool, **opt
         raise Interrupted("interrupted: nothing was written, and the ranks were ended") from None
     except RankError as error:
         raise click.ClickException(str(error)) from error
-    if not quiet:
-        costs.show(tell(record))
-    costs.finish(Recording(origin=here(), synchronisation=record), folder, name)
+    costs.finish(Recording(origin=here(), synchronisation=record), folder, quiet=quiet)
 
 
 def _wanted(table: str, options: dict[str, Any]) -> Wanted:
     """The settings, checked."""
-    from wholebatch import runs
-    from wholebatch.cost.comparison.settings import WEIGHT_DECAYS
     from wholebatch.cost.synchronisation.settings import Wanted, default_choices
 
-    target = find_target(table, options.pop("target"))
     beside = {name: options.pop(name) for name in tuple(options) if name in Wanted.__dataclass_fields__}
     beside["choices"] = beside["choices"] or default_choices(beside["processes"], beside["group_size"])
-    options["learning_rate"] = options["learning_rate"] or LEARNING_RATES[options["optimizer"]]
-    settings = runs.Settings(
-        table=table,
-        target=target,
-        dropout=0.0,
-        label_smoothing=0.0,
-        schedule="constant",
-        patience=None,
-        weight_decay=WEIGHT_DECAYS[options["optimizer"]],
-        **options,
-    )
-    return Wanted(settings, **beside)
+    learning_rate = options.pop("learning_rate") or LEARNING_RATES[options["optimizer"]]
+    return Wanted(plain_settings(table, learning_rate, **options), **beside)

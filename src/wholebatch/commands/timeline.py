@@ -63,20 +63,16 @@ def timeline(table: str, out: Path | None, quiet: bool, **options: Any) -> None:
     from wholebatch.commands import costs
 
     wanted = _wanted(table, options)
-    name = f"timeline-{Path(table).name.split('.')[0]}"
-    folder = costs.prepare(out, name)
+    folder = costs.prepare(out, "timeline", table)
 
     from wholebatch.cost.recording import Recording, here
-    from wholebatch.cost.timeline.console import tell
     from wholebatch.cost.timeline.measuring import measure
 
     try:
         record = measure(wanted, lambda line: None if quiet else click.echo(line, err=True))
     except KeyboardInterrupt:
         raise Interrupted("interrupted: nothing was written, since a timeline needs all of its steps") from None
-    if not quiet:
-        costs.show(tell(record))
-    costs.finish(Recording(origin=here(), timeline=record), folder, name)
+    costs.finish(Recording(origin=here(), timeline=record), folder, quiet=quiet)
 
 
 def _wanted(table: str, options: dict[str, Any]) -> Wanted:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from wholebatch.cost.comparison import claim
 from wholebatch.cost.comparison.norms import SHORT, words
 from wholebatch.cost.comparison.record import Comparison
-from wholebatch.cost.comparison.summary import Summary, answers, durations, missed, notes, summarise
+from wholebatch.cost.comparison.summary import Summary, answers, missed, notes, summarise
+from wholebatch.cost.digits import durations
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

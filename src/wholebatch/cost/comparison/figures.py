@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from wholebatch.cost.comparison.claim import place
 from wholebatch.cost.comparison.norms import SHORT, words
 from wholebatch.cost.comparison.record import Comparison, Contender, EngineName, NormName, Run
-from wholebatch.cost.comparison.summary import Summary, duration, missed, summarise
+from wholebatch.cost.comparison.summary import Summary, missed, summarise
+from wholebatch.cost.digits import duration
+from wholebatch.cost.drawing import LINE, capital, channels, faint, time_unit
 from wholebatch.pages.pictures import Picture, arrange, plain
 
 # Told apart on a light and on a dark ground, and by people who see no red or no green (after Okabe and Ito, 2008).
@@ -22,8 +24,6 @@ COLORS: dict[NormName, str] = {
     "rms": "#b562b0",
     "none": "#8490a0",
 }
-LINE = "#6f7986"
-"""Of spreads: seen on bars and on either ground."""
 DASHES: dict[NormName, str] = {"batch": "solid", "batch-after": "dash", "layer": "solid", "rms": "dash", "none": "dot"}
 
 
@@ -190,7 +190,7 @@ def _shade(color: str, engine: EngineName) -> str:
     """The colour itself for this project's engine, a tint of it for torch's; both opaque, for both themes."""
     if engine == "wholebatch":
         return color
-    mixed = (round(0.45 * part + 0.55 * 255) for part in _parts(color))
+    mixed = (round(0.45 * part + 0.55 * 255) for part in channels(color))
     return f"rgb({','.join(map(str, mixed))})"
 
 
@@ -294,23 +294,3 @@ def _floor(record: Comparison) -> float:
     low = float(np.quantile(everything, 0.02))
     target = record.target.score
     return low if target is None else min(low, target)
-
-
-def time_unit(most: float) -> tuple[str, float]:
-    """The unit that suits values of up to so many seconds, and its size."""
-    return ("s", 1.0) if most >= 2 else ("ms", 1e-3) if most >= 2e-3 else ("µs", 1e-6)
-
-
-def faint(color: str) -> str:
-    """``#rrggbb`` as the fill of a band around its line."""
-    return f"rgba({','.join(map(str, _parts(color)))},0.13)"
-
-
-def _parts(color: str) -> list[int]:
-    """Red, green and blue of ``#rrggbb``."""
-    return [int(color[start : start + 2], 16) for start in (1, 3, 5)]
-
-
-def capital(text: str) -> str:
-    """The first letter large, the others as they are."""
-    return text[:1].upper() + text[1:]

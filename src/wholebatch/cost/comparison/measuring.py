@@ -19,13 +19,14 @@ import torch
 from wholebatch.cost.comparison import claim, rates
 from wholebatch.cost.comparison.contenders import Entry, choose, parameters
 from wholebatch.cost.comparison.curves import join, score, time_epochs
-from wholebatch.cost.comparison.problem import Problem, make
+from wholebatch.cost.comparison.problem import Problem, describe, make
 from wholebatch.cost.comparison.reaching import constant_score, find_target, reach
-from wholebatch.cost.comparison.record import Comparison, Contender, NormName, Run, Timing, Trial
-from wholebatch.cost.comparison.settings import LEAST_ROUNDS, Wanted
+from wholebatch.cost.comparison.record import Comparison, Contender, NormName, Run, Trial
+from wholebatch.cost.comparison.settings import Wanted
 from wholebatch.cost.comparison.timing import Burst, affordable, time_rounds
+from wholebatch.cost.subject import doubt_rows
+from wholebatch.cost.timing import LEAST_ROUNDS, Timing
 from wholebatch.runs.prepared import Prepared
-from wholebatch.runs.recording import SCORES
 
 EVALUATIONS = 100
 """Of a training, at most, where nothing else was asked for."""
@@ -64,20 +65,8 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
     target = find_target(runs, constant, wanted.target_score)
     contenders = _contenders(problem, entries, timings, learning_rates)
     return Comparison(
-        table=wanted.run.table,
-        target_columns=list(prepared.target.columns),
-        task=prepared.target.task,
-        score_name=SCORES[prepared.target.task],
-        training_rows=len(problem.training),
-        validation_rows=len(problem.validation),
-        sizes=list(problem.plain.sizes),
-        activation=problem.plain.activation,
-        optimizer=problem.optimizer.kind,
-        batch_size=wanted.run.batch_size,
-        epochs=wanted.run.epochs,
-        steps_per_epoch=problem.steps_per_epoch,
+        **dict(describe(problem, prepared, wanted.run, wanted.seeds, [*notes, *_doubts(prepared, wanted)])),
         evaluated_every=min(every, problem.steps_per_epoch),
-        seeds=list(range(wanted.seeds)),
         most_threads=wanted.threads,
         target=target,
         contenders=contenders,
@@ -85,7 +74,6 @@ def compare(wanted: Wanted, tell: Tell = lambda what, share: None) -> Comparison
         trials=trials,
         trials_engine=wanted.engines[0] if trials else None,
         claims=claim.check(contenders),
-        notes=[*notes, *_doubts(prepared, wanted)],
     )
 
 
@@ -158,9 +146,7 @@ def _doubts(prepared: Prepared, wanted: Wanted) -> Iterator[str]:
     if not wanted.run.hidden:
         yield "The net has no hidden layer, so there is nothing to normalise: all norms are the same net."
     assert prepared.validation is not None
-    rows = len(prepared.validation)
-    if rows < 100:
-        yield f"Only {rows} validation rows: one of them weighs {1 / rows:.1%}, so small differences mean nothing."
+    yield from doubt_rows(len(prepared.validation))
 
 
 class _Count:

@@ -9,9 +9,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from wholebatch import runs
 from wholebatch.cost.comparison.norms import NORMS
 from wholebatch.cost.comparison.record import NormName
 from wholebatch.cost.comparison.settings import Wanted
+from wholebatch.cost.subject import Subject
 from wholebatch.feedforward import FeedForward
 from wholebatch.feedforward.data import Data, batch_offsets, shuffled
 from wholebatch.feedforward.data import prepare as prepare_data
@@ -20,6 +22,7 @@ from wholebatch.feedforward.evaluation import check_scorable
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
 from wholebatch.runs.prepared import Prepared, prepare
+from wholebatch.runs.recording import SCORES
 from wholebatch.tables import read_table
 
 FORMS = 6
@@ -113,6 +116,26 @@ def make(wanted: Wanted) -> tuple[Problem, Prepared, list[str]]:
     )
     _check_memory(problem, wanted)
     return problem, prepared, notes
+
+
+def describe(problem: Problem, prepared: Prepared, run: runs.Settings, seeds: int, notes: list[str]) -> Subject:
+    """What a record keeps of the problem and of how it is trained."""
+    return Subject(
+        table=run.table,
+        target_columns=list(prepared.target.columns),
+        task=prepared.target.task,
+        score_name=SCORES[prepared.target.task],
+        training_rows=len(problem.training),
+        validation_rows=len(problem.validation),
+        sizes=list(problem.plain.sizes),
+        activation=problem.plain.activation,
+        optimizer=problem.optimizer.kind,
+        batch_size=run.batch_size,
+        epochs=run.epochs,
+        steps_per_epoch=problem.steps_per_epoch,
+        seeds=list(range(seeds)),
+        notes=notes,
+    )
 
 
 def _offsets(rows: int, batch_size: int, plain: Architecture, norms: Sequence[NormName]) -> np.ndarray:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from wholebatch.cost.subject import Subject
+from wholebatch.cost.timing import Timing
+from wholebatch.cost.values import Finite, Seconds
 
 NormName = Literal["batch", "batch-after", "layer", "rms", "none"]
 EngineName = Literal["wholebatch", "torch"]
 Answer = Literal["free", "less", "holds", "more", "unclear"]
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Timing(BaseModel):
-    """Time per step, from interleaved rounds: a burst of every contender in each, in a new order.
-
-    Attributes:
-        seconds: per step, one value a round; round i of all contenders ran within the same moment.
-        steps: that a burst had.
-        median, low, high: of ``seconds``: the median, the 20th and the 80th percentile.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    seconds: list[Seconds] = Field(min_length=1)
-    steps: int
-    median: Seconds
-    low: Seconds
-    high: Seconds
 
 
 class Contender(BaseModel):
@@ -148,22 +131,11 @@ class Target(BaseModel):
     constant: Finite
 
 
-class Comparison(BaseModel):
-    """Norms compared on one table.
+class Comparison(Subject):
+    """Norms compared on one table; beside what every subject has:
 
     Attributes:
-        table: as it was named, and its target columns.
-        task: classification, regression or multilabel.
-        score_name: accuracy, R2 or exact match.
-        training_rows, validation_rows: rows learned from, and rows scored.
-        sizes: features of the input, of each hidden layer, of the output.
-        activation: of the hidden layers.
-        optimizer: sgd, adam or adamw.
-        batch_size: rows of a mini-batch.
-        epochs: that every training ran, unless it diverged.
-        steps_per_epoch: mini-batches in an epoch.
         evaluated_every: steps between two evaluations; an epoch's end is one, too.
-        seeds: of the trainings.
         most_threads: the other number of threads, beside 1, that was tried.
         target: the score to reach.
         contenders: norms on engines, in the order of the table.
@@ -171,25 +143,9 @@ class Comparison(BaseModel):
         trials: of learning rates; empty where one was used for all.
         trials_engine: on which they were made.
         claims: what became of "3 to 5 times slower".
-        notes: what a reader has to know about the table or the run; from outside.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    table: str
-    target_columns: list[str]
-    task: str
-    score_name: str
-    training_rows: int
-    validation_rows: int
-    sizes: list[int]
-    activation: str
-    optimizer: str
-    batch_size: int
-    epochs: int
-    steps_per_epoch: int
     evaluated_every: int
-    seeds: list[int]
     most_threads: int
     target: Target
     contenders: list[Contender] = Field(min_length=1)
@@ -197,7 +153,6 @@ class Comparison(BaseModel):
     trials: list[Trial]
     trials_engine: EngineName | None
     claims: list[Claim]
-    notes: list[str]
 
     def of(self, contender: Contender) -> list[Run]:
         """The trainings of a contender, by seed."""

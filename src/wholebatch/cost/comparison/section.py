@@ -5,7 +5,8 @@ from __future__ import annotations
 from wholebatch.cost.comparison import claim, figures
 from wholebatch.cost.comparison.norms import words
 from wholebatch.cost.comparison.record import Comparison
-from wholebatch.cost.comparison.summary import Summary, answers, duration, missed, notes, summarise
+from wholebatch.cost.comparison.summary import Summary, answers, missed, notes, summarise
+from wholebatch.cost.digits import duration
 from wholebatch.pages.section import Cell, Section, Shown, Table, Tile
 
 

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from wholebatch import runs
 from wholebatch.cost.comparison.record import EngineName, NormName
 
-WEIGHT_DECAYS = {"sgd": 0.0, "adam": 0.0, "adamw": 1e-2}
-"""torch's own defaults."""
-LEAST_ROUNDS = 7
-"""Below this, a 20th and an 80th percentile say nothing."""
-
 
 @dataclass(frozen=True)
 class Wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +10,10 @@ from wholebatch.cost.comparison import claim
 from wholebatch.cost.comparison.norms import words
 from wholebatch.cost.comparison.reaching import WELL_TRAINED, middle
 from wholebatch.cost.comparison.record import Claim, Comparison, Contender
-from wholebatch.cost.digits import three_digits
+from wholebatch.cost.digits import duration, four_decimals
+from wholebatch.cost.subject import doubt_seeds
+from wholebatch.cost.timing import doubt_machine
 
-UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-BUSY = 1.5
-"""Where the rounds' 80th percentile is so many times their 20th, something else used the cores."""
 Spread = tuple[float | None, float | None, float | None]
 """Median, least and most over seeds; None: not within this training."""
 
@@ -88,7 +86,7 @@ def _to_target(record: Comparison) -> list[str]:
     if target.score is None:
         return [
             f"No norm learned to predict {', '.join(record.target_columns)} better than a constant does "
-            f"({record.score_name} {_score(target.constant)}), so there is no target to reach."
+            f"({record.score_name} {four_decimals(target.constant)}), so there is no target to reach."
         ]
     said = [target_sentence(record)]
     for engine in dict.fromkeys(s.contender.engine for s in summaries):
@@ -128,9 +126,7 @@ def notes(record: Comparison) -> list[str]:
     """How it was measured, and what is doubtful."""
     rates = sorted({contender.learning_rate for contender in record.contenders})
     said = [
-        f"Net {'-'.join(map(str, record.sizes))}, {record.activation}, {record.optimizer}, mini-batches of "
-        f"{record.batch_size}, {record.epochs} epochs of {record.steps_per_epoch} steps, float32, "
-        f"{record.training_rows:,} rows to learn from and {record.validation_rows:,} to score; no dropout.",
+        f"{record.net}, mini-batches of {record.batch_size}, {record.training}",
         "Every contender begins with the same weights in its linear layers and sees the same mini-batches in the same "
         "order; the learning rate is constant.",
         f"Each ran with 1 or {record.most_threads} threads, and torch with its fused or its foreach optimizer, "
@@ -158,41 +154,18 @@ def notes(record: Comparison) -> list[str]:
     if not record.target.given and record.target.score is not None:
         said.append(
             f"A training counts as well trained where it closes {WELL_TRAINED:.0%} of the gap between a constant "
-            f"prediction ({record.score_name} {_score(record.target.constant)}) and the best training. The target is "
-            "taken from these same trainings, so the weakest of them reaches it at its peak; --target-score sets one "
-            "beforehand."
+            f"prediction ({record.score_name} {four_decimals(record.target.constant)}) and the best training. The "
+            "target is taken from these same trainings, so the weakest of them reaches it at its peak; --target-score "
+            "sets one beforehand."
         )
-    widest = max(c.timing.high / max(c.timing.low, 1e-12) for c in record.contenders)
-    if widest > BUSY:
-        said.append(
-            f"The machine was busy, or its clock changed: a contender's rounds differ by up to {widest:.1f} times "
-            "(20th to 80th percentile). Trust ratios with a narrow spread, or measure again on a quiet machine."
-        )
-    if len(record.seeds) == 1:
-        said.append("One seed: differences between norms may be chance, and no spread can be given.")
+    said += doubt_machine(
+        (contender.timing for contender in record.contenders),
+        "a contender's rounds differ",
+        "Trust ratios with a narrow spread, or measure again on a quiet machine.",
+    )
+    said += doubt_seeds(record, "norms")
     diverged = [s for s in summarise(record) if s.diverged]
     if diverged:
         names = ", ".join(f"{words(s.contender.norm)} on {claim.place(s.contender.engine)}" for s in diverged)
         said.append(f"Values that were no longer finite ended trainings of: {names}; a lower learning rate may help.")
     return [*said, *record.notes]
-
-
-def duration(seconds: float | None) -> str:
-    """Three significant digits in the unit that suits."""
-    return durations([seconds])[0]
-
-
-def _score(value: float) -> str:
-    return f"{round(value, 4) + 0.0:.4f}"  # the sum makes -0 a 0
-
-
-def durations(seconds: Sequence[float | None]) -> list[str]:
-    """The first with its unit, the others in the same unit without it; a dash for None."""
-    first = next((value for value in seconds if value), 0.0)
-    unit, size = next(((u, s) for u, s in UNITS if first >= s * 0.9995), UNITS[-1]) if first else UNITS[0]
-    texts = ["–" if value is None else _digits(value / size) for value in seconds]
-    return [f"{texts[0]} {unit}" if seconds[0] is not None else texts[0], *texts[1:]]
-
-
-def _digits(value: float) -> str:
-    return "0" if value == 0 else three_digits(value)

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from wholebatch.cost.comparison.problem import Problem
-from wholebatch.cost.comparison.record import Timing
 from wholebatch.cost.comparison.trainer import Trainer
-from wholebatch.cost.digits import middle
+from wholebatch.cost.timing import Timing, summarise
 
 WARM_STEPS = 2
 WARM_SECONDS = 0.004
@@ -98,9 +97,3 @@ def time_rounds(bursts: Sequence[Burst], rounds: int, tell: Callable[[float], No
             seconds[index].append(bursts[index].run())
             tell((turn + (done + 1) / len(order)) / rounds)
     return [summarise(values, burst.steps) for values, burst in zip(seconds, bursts, strict=True)]
-
-
-def summarise(seconds: Sequence[float], steps: int) -> Timing:
-    """Median, p20 and p80 of the rounds' seconds per step."""
-    low, median, high = middle(seconds)
-    return Timing(seconds=list(seconds), steps=steps, median=median, low=low, high=high)

@@ -6,12 +6,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from wholebatch.cost.drawing import PARTS
 from wholebatch.cost.plan.record import Check, Forecast, Plan, Synchronisation
 from wholebatch.cost.plan.words import WHOSE, duration, percent
 from wholebatch.pages.pictures import Picture, arrange
 
 # Told apart on a light and on a dark ground, and by people who see no red or no green (after Okabe and Ito, 2008).
-PARTS = {"compute": "#2f7fd6", "wait": "#d9822b", "exchange": "#8f6bb8"}
 FILLS = {"compute": "rgba(47,127,214,0.45)", "wait": "rgba(217,130,43,0.45)", "exchange": "rgba(143,107,184,0.6)"}
 LINES: dict[Synchronisation, str] = {"groups": "#12937f", "none": "#d6336c"}
 MARKS = {"measured": "#8490a0", "predicted": "#2f7fd6", "told": "#d9822b"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wholebatch.cost.comparison.summary import durations
+from wholebatch.cost.digits import durations, four_decimals
 from wholebatch.cost.synchronisation.record import Delay, Steps, Synchronisation
 from wholebatch.cost.synchronisation.summary import (
     Parts,
@@ -15,7 +15,7 @@ from wholebatch.cost.synchronisation.summary import (
     ratio,
     waiting,
 )
-from wholebatch.cost.synchronisation.words import answers, base_of, notes, percent, score, who_is_late, whose
+from wholebatch.cost.synchronisation.words import answers, base_of, notes, percent, who_is_late, whose
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,10 +72,10 @@ def _scores(record: Synchronisation) -> Table:
         difference = None if choice == base else compare(record, choice, base)
         table.add_row(
             whose(record, choice),
-            score(sum(found) / len(found)) if found else "diverged",
-            f"{score(min(found))} – {score(max(found))}" if len(found) > 1 else DASH,
+            four_decimals(sum(found) / len(found)) if found else "diverged",
+            f"{four_decimals(min(found))} – {four_decimals(max(found))}" if len(found) > 1 else DASH,
             f"{difference.mean:+.4f}" if difference else DASH,
-            score(difference.error) if difference and difference.error is not None else DASH,
+            four_decimals(difference.error) if difference and difference.error is not None else DASH,
             durations([epoch_seconds(record, choice, "none")])[0],
         )
     return table

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from wholebatch.cost.comparison.figures import LINE, capital, faint, time_unit
-from wholebatch.cost.comparison.summary import duration
-from wholebatch.cost.plan.figures import PARTS
+from wholebatch.cost.digits import duration
+from wholebatch.cost.drawing import LINE, PARTS, capital, faint, time_unit
 from wholebatch.cost.synchronisation.record import Choice, Delay, Steps, Synchronisation, Training
 from wholebatch.cost.synchronisation.summary import Parts, waiting
 from wholebatch.cost.synchronisation.words import percent, who_is_late, whose

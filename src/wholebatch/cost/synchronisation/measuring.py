@@ -15,18 +15,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from wholebatch import kernels
-from wholebatch.cost.comparison.problem import Problem, make
+from wholebatch.cost.comparison.problem import Problem, describe, make
 from wholebatch.cost.comparison.settings import Wanted as Compared
-from wholebatch.cost.comparison.timing import summarise
 from wholebatch.cost.ranks import PATIENCE, run_ranks
 from wholebatch.cost.synchronisation.handout import Handout, hand_out
 from wholebatch.cost.synchronisation.member import Burst, Course, Entry, Timed, Trained, measure
 from wholebatch.cost.synchronisation.record import Steps, Synchronisation, Training
-from wholebatch.cost.synchronisation.settings import LEAST_ROUNDS, Wanted
+from wholebatch.cost.synchronisation.settings import Wanted
+from wholebatch.cost.timing import LEAST_ROUNDS, summarise
 from wholebatch.feedforward.sharding import shard_bounds
 from wholebatch.feedforward.threads import usable_cores
 from wholebatch.runs.prepared import Prepared
-from wholebatch.runs.recording import SCORES
 
 SILENCE = 10 * PATIENCE
 """Seconds without a word of any rank after which they are ended: they tell of each epoch."""
@@ -135,20 +134,8 @@ def _record(
     notes: list[str],
 ) -> Synchronisation:
     return Synchronisation(
-        table=wanted.run.table,
-        target_columns=list(prepared.target.columns),
-        task=prepared.target.task,
-        score_name=SCORES[prepared.target.task],
-        training_rows=len(problem.training),
-        validation_rows=len(problem.validation),
-        sizes=list(problem.plain.sizes),
-        activation=problem.plain.activation,
-        optimizer=problem.optimizer.kind,
+        **dict(describe(problem, prepared, wanted.run, wanted.seeds, notes)),
         learning_rate=problem.optimizer.learning_rate,
-        batch_size=wanted.run.batch_size,
-        epochs=wanted.run.epochs,
-        steps_per_epoch=problem.steps_per_epoch,
-        seeds=list(range(wanted.seeds)),
         ranks=wanted.processes,
         cores=usable_cores(),
         choices=list(wanted.choices),
@@ -156,5 +143,4 @@ def _record(
         straggler=wanted.straggler,
         steps=steps,
         trainings=trainings,
-        notes=notes,
     )

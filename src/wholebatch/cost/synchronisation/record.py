@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wholebatch.cost.comparison.record import Finite, Seconds, Timing
+from wholebatch.cost.subject import Subject
+from wholebatch.cost.timing import Timing
+from wholebatch.cost.values import Finite, Seconds
 
 Choice = Literal["all", "group", "none", "late"]
 """Whose rows batch norm is over in training, see :class:`wholebatch.feedforward.spread.Spread`."""
@@ -58,23 +60,11 @@ class Training(BaseModel):
     diverged: int | None = None
 
 
-class Synchronisation(BaseModel):
-    """The choices, measured on one table.
+class Synchronisation(Subject):
+    """The choices, measured on one table; beside what every subject has:
 
     Attributes:
-        table: as it was named.
-        target_columns: of it.
-        task: classification, regression or multilabel.
-        score_name: accuracy, R2 or exact match.
-        training_rows, validation_rows: rows learned from, and rows scored.
-        sizes: features of the input, of each hidden layer, of the output.
-        activation: of the hidden layers.
-        optimizer: sgd, adam or adamw.
         learning_rate: of every training.
-        batch_size: rows of the whole mini-batch.
-        epochs: that every training ran, unless it diverged.
-        steps_per_epoch: mini-batches in an epoch.
-        seeds: of the trainings.
         ranks: processes of one thread each, which were also the shards.
         cores: that they could use.
         choices: in the order asked for.
@@ -82,25 +72,9 @@ class Synchronisation(BaseModel):
         straggler: how many times as long a rank computed where it was held up; 1: never.
         steps: by delay, then choice.
         trainings: by seed, delay and choice. With delays, of the first seed alone.
-        notes: what a reader has to know about the table or the run; from outside.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    table: str
-    target_columns: list[str]
-    task: str
-    score_name: str
-    training_rows: int
-    validation_rows: int
-    sizes: list[int]
-    activation: str
-    optimizer: str
     learning_rate: Finite
-    batch_size: int
-    epochs: int
-    steps_per_epoch: int
-    seeds: list[int] = Field(min_length=1)
     ranks: int = Field(ge=2)
     cores: int = Field(ge=1)
     choices: list[Choice] = Field(min_length=1)
@@ -108,7 +82,6 @@ class Synchronisation(BaseModel):
     straggler: Finite = Field(ge=1)
     steps: list[Steps] = Field(min_length=1)
     trainings: list[Training] = Field(min_length=1)
-    notes: list[str]
 
     @property
     def delays(self) -> list[Delay]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wholebatch.cost.comparison.summary import duration
+from wholebatch.cost.digits import duration
 from wholebatch.cost.synchronisation import figures
 from wholebatch.cost.synchronisation.record import Delay, Synchronisation
 from wholebatch.cost.synchronisation.summary import compare, epoch_seconds, is_unchanged, last_scores, ratio, waiting

@@ -8,9 +8,6 @@ from wholebatch import runs
 from wholebatch.cost.synchronisation.record import Choice, Delay
 from wholebatch.feedforward.recording import MOST_FACTOR
 
-LEAST_ROUNDS = 7
-"""Below this, a 20th and an 80th percentile say nothing."""
-
 
 def default_choices(processes: int, group_size: int | None) -> tuple[Choice, ...]:
     """All of them; groups where a size was given, or there are two of at least two ranks."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from wholebatch.cost.comparison.summary import duration
+from wholebatch.cost.digits import duration, four_decimals
+from wholebatch.cost.subject import doubt_rows, doubt_seeds
 from wholebatch.cost.synchronisation.record import Choice, Delay, Synchronisation
 from wholebatch.cost.synchronisation.summary import (
     Difference,
@@ -12,9 +13,7 @@ from wholebatch.cost.synchronisation.summary import (
     ratio,
     waiting,
 )
-
-BUSY = 1.5
-"""Where the rounds' 80th percentile is so many times their 20th, something else used the cores."""
+from wholebatch.cost.timing import doubt_machine
 
 
 def whose(record: Synchronisation, choice: Choice) -> str:
@@ -35,11 +34,6 @@ def base_of(record: Synchronisation) -> Choice:
 def percent(share: float) -> str:
     """``9 %``, ``0.4 %``."""
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
-
-
-def score(value: float) -> str:
-    """Four digits after the point."""
-    return f"{round(value, 4) + 0.0:.4f}"  # the sum makes -0 a 0
 
 
 def answers(record: Synchronisation) -> list[str]:
@@ -88,8 +82,8 @@ def _scores(record: Synchronisation) -> list[str]:
     mean = sum(found.values()) / len(found)
     of = f", the mean of {len(found)} seeds" if several else ""
     said = [
-        f"After {record.epochs} epochs the {record.score_name} of the validation rows is {score(mean)} with batch norm "
-        f"over {whose(record, base)}{of}."
+        f"After {record.epochs} epochs the {record.score_name} of the validation rows is {four_decimals(mean)} with "
+        f"batch norm over {whose(record, base)}{of}."
     ]
     for choice in record.choices:
         if choice == base:
@@ -103,11 +97,11 @@ def _scores(record: Synchronisation) -> list[str]:
 
 
 def _verdict(difference: Difference) -> str:
-    by = score(abs(difference.mean))
+    by = four_decimals(abs(difference.mean))
     way = "higher" if difference.mean > 0 else "lower"
     if difference.error is None:
         return f"{way} by {by} from the one seed, which may be chance" if difference.mean else "the same from one seed"
-    error = f"standard error {score(difference.error)}, over the same {difference.seeds} seeds"
+    error = f"standard error {four_decimals(difference.error)}, over the same {difference.seeds} seeds"
     if difference.is_seen:
         return f"{way} by {by} ({error})"
     return f"{difference.mean:+.4f} ({error}), which they cannot tell from chance"
@@ -117,10 +111,8 @@ def notes(record: Synchronisation) -> list[str]:
     """How it was measured, and what is doubtful."""
     ranks = record.ranks
     said = [
-        f"Net {'-'.join(map(str, record.sizes))}, {record.activation}, {record.optimizer}, learning rate "
-        f"{record.learning_rate:g}, mini-batches of {record.batch_size}, so about {record.batch_size / ranks:.0f} rows "
-        f"on each of {ranks} ranks; {record.epochs} epochs of {record.steps_per_epoch} steps, float32, "
-        f"{record.training_rows:,} rows to learn from and {record.validation_rows:,} to score; no dropout.",
+        f"{record.net}, learning rate {record.learning_rate:g}, mini-batches of {record.batch_size}, so about "
+        f"{record.batch_size / ranks:.0f} rows on each of {ranks} ranks; {record.training}",
         "Every choice begins with the same weights and sees the same rows in the same mini-batches; each rank owns a "
         "shard of the table and shuffles it by itself. Gradients are those of the whole mini-batch in every case, so "
         "the ranks meet once a step whatever is chosen; running statistics are those of the whole mini-batch, too.",
@@ -138,19 +130,11 @@ def notes(record: Synchronisation) -> list[str]:
             f"There are more ranks than the {record.cores} cores: a rank that has no core lets the others wait, and "
             "times say little. Choose fewer --processes."
         )
-    widest = max(s.timing.high / max(s.timing.low, 1e-12) for s in record.steps)
-    if widest > BUSY:
-        said.append(
-            f"The machine was busy, or its clock changed: the rounds of a choice differ by up to {widest:.1f} times "
-            "(20th to 80th percentile). Measure again on a quiet machine."
-        )
-    if len(record.seeds) == 1:
-        said.append("One seed: differences between choices may be chance, and no spread can be given.")
-    if record.validation_rows < 100:
-        said.append(
-            f"Only {record.validation_rows} validation rows: one of them weighs {1 / record.validation_rows:.1%}, so "
-            "small differences mean nothing."
-        )
+    said += doubt_machine(
+        (steps.timing for steps in record.steps), "the rounds of a choice differ", "Measure again on a quiet machine."
+    )
+    said += doubt_seeds(record, "choices")
+    said += doubt_rows(record.validation_rows)
     lost = [c for c in record.choices if any(t.diverged is not None for t in record.trained(c))]
     if lost:
         names = ", ".join(whose(record, choice) for choice in lost)

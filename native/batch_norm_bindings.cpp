@@ -2,10 +2,9 @@
 // that it has checked. An address costs far less to hand over than an array.
 #include <nanobind/nanobind.h>
 
-#include <algorithm>
 #include <vector>
 
-#include "batch_norm.h"
+#include "batch_norm_part.h"
 #include "batch_norm_statistics.h"
 #include "huge_pages.h"
 #include "parallel.h"
@@ -14,57 +13,6 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace wholebatch {
-
-namespace {
-
-using Address = std::uintptr_t;
-
-enum class Storage { float32, float64, bfloat16 };
-
-template <class T> T *at(Address address) { return reinterpret_cast<T *>(address); }
-
-// What they take: the storage dtype, (n, channels, inner), and addresses of which those that are not there are 0.
-struct Part {
-  Storage storage;
-  Shape shape;
-  Address z, residual, g, out, dresidual, weight, bias;
-  double slope;
-};
-
-template <class T> BatchNorm<T> job(const Part &p) {
-  using A = Accumulator<T>;
-  return {p.shape,
-          {at<const T>(p.z), at<const T>(p.residual), at<const T>(p.g), at<T>(p.out), at<T>(p.dresidual)},
-          at<const A>(p.weight),
-          at<const A>(p.bias),
-          static_cast<A>(p.slope)};
-}
-
-// A call that takes a few microseconds keeps the interpreter's lock: to get it back may take longer than the call.
-template <class Work> void run(const Part &part, const Work &work) {
-  const auto by_storage = [&] {
-    if (part.storage == Storage::float32)
-      work(job<float>(part));
-    else if (part.storage == Storage::float64)
-      work(job<double>(part));
-    else
-      work(job<BFloat16>(part));
-  };
-  if (part.shape.size() < 16384)
-    return by_storage();
-  const nb::gil_scoped_release free;
-  by_storage();
-}
-
-// The two sums, each to a place of its own; null: it is not wanted.
-template <class A> void hand_out(std::int64_t channels, const A *sums, A *dweight, A *dbias) {
-  if (dbias != nullptr)
-    std::copy_n(sums, channels, dbias);
-  if (dweight != nullptr)
-    std::copy_n(sums + channels, channels, dweight);
-}
-
-} // namespace
 
 void bind_batch_norm(nb::module_ &m) {
   m.def("advise_huge_pages", &advise_huge_pages);

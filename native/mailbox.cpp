@@ -118,6 +118,13 @@ void Mailbox::seal() {
   descriptor_ = -1;
 }
 
+double *Mailbox::room(std::int64_t width) {
+  const auto needed = static_cast<std::size_t>(ranks_ * width);
+  if (room_.size() < needed)
+    room_.resize(needed);
+  return room_.data();
+}
+
 Mailbox::Place &Mailbox::place(int rank) const {
   return *reinterpret_cast<Place *>(static_cast<char *>(memory_) + alignof(Place) +
                                     sizeof(Place) * static_cast<std::size_t>(rank));

@@ -56,6 +56,8 @@ public:
   Mailbox &operator=(const Mailbox &) = delete;
 
   int ranks() const { return ranks_; }
+  // Memory for a row of `width` doubles from each rank, the same again and again. Valid until more is asked for.
+  double *room(std::int64_t width);
   int descriptor() const { return descriptor_; } // -1 after seal()
   void seal();                                   // all have it open: gives the descriptor back
 
@@ -119,6 +121,7 @@ private:
   std::uint32_t round_ = 0;
   int next_ = 0; // the rank to wait for
   bool standing_by_ = false;
+  std::vector<double> room_;
   int crowded_ = 0; // for so many more waits: park instead of yielding
 };
 

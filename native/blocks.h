@@ -58,7 +58,6 @@ public:
     return shard.group + ((block - shard.block + 1) * shard.groups - 1) / shard.blocks;
   }
 
-private:
   const Shard &shard_of(std::int64_t block) const {
     const Shard *shard = shards_;
     while (block >= shard->block + shard->blocks)
@@ -66,6 +65,7 @@ private:
     return *shard;
   }
 
+private:
   const Shard *shards_;
 };
 
@@ -73,6 +73,7 @@ private:
 class Layout {
 public:
   std::int64_t most_rows = 0, most_blocks = 0, most_groups = 0; // of a mini-batch; groups only where there are several
+  std::int64_t most_single_blocks = 0;                          // of one without groups
 
   // counts: (steps, shards) rows of every shard, of which [first, first + own) are here; null: there is one, and
   // `offsets` (steps + 1) tells its rows. groups_of(blocks): how many groups a shard of so many blocks has.
@@ -80,7 +81,7 @@ public:
   void lay_out(std::int64_t steps, const std::int64_t *offsets, const std::int64_t *counts, int shards, int first,
                int own, Groups groups_of) {
     own_ = own;
-    most_rows = most_blocks = most_groups = 0;
+    most_rows = most_blocks = most_groups = most_single_blocks = 0;
     shards_.clear();
     for (std::int64_t step = 0; step < steps; ++step) {
       std::int64_t place = 0;
@@ -104,6 +105,8 @@ public:
       most_blocks = std::max(most_blocks, blocks.count);
       if (blocks.grouped)
         most_groups = std::max(most_groups, blocks.groups);
+      else
+        most_single_blocks = std::max(most_single_blocks, blocks.count);
     }
   }
   Blocks of(std::int64_t step) const { return {shards_.data() + step * own_, own_}; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "product_unit.h"
 #include "subnormals.h"
 
 namespace wholebatch {
@@ -32,7 +33,8 @@ template <class T> void Parameter<T>::resize(std::size_t count, OptimizerKind op
 
 template <class T>
 Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernels)
-    : config_(configuration), kernels_(kernels),
+    : config_(configuration), kernels_(kernels), products_(products<T>(configuration.matmul_precision)),
+      rounded_parts_(configuration.matmul_precision == MatmulPrecision::high ? 2 : 1),
       claims_(phases * (static_cast<int>(configuration.sizes.size()) - 1), configuration.threads) {
   const auto &sizes = config_.sizes;
   const int count = static_cast<int>(sizes.size()) - 1, width = kernels_.width;
@@ -51,8 +53,12 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     layer.stride = layer.padded * static_cast<std::int64_t>(sizeof(T)) % 2048 ? layer.padded : layer.padded + line;
     const bool momentum = config_.optimizer_momentum != 0;
     layer.weight.resize(static_cast<std::size_t>(layer.depth) * layer.padded, config_.optimizer, momentum);
-    if (l > 0)
+    if (products_) {
+      layer.rounded.resize(rounded_size(layer.padded, steps_of(layer.inputs)));
+      layer.rounded_back.resize(l > 0 ? rounded_size(layer.inputs, steps_of(layer.outputs)) : 0);
+    } else if (l > 0) {
       layer.back.resize(static_cast<std::size_t>(layer.outputs) * whole(layer.inputs, width));
+    }
     layer.real.resize(layer.padded);
     std::fill_n(layer.real.get(), layer.outputs, T(1));
     for (Buffer<double> *squares : {&layer.weight_squares, &layer.gradient_squares})
@@ -123,8 +129,12 @@ template <class T> bool Network<T>::is_finite(std::size_t layer) const {
 }
 
 template <class T> void Network<T>::refresh() {
-  for (int l = 1; l <= hidden(); ++l) {
+  for (int l = products_ ? 0 : 1; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
+    if (products_) {
+      round_weights(l, {{0, layer.depth}, {0, panels_of(layer.padded)}});
+      continue;
+    }
     for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
       kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, static_cast<int>(p * panel_width()),
                          layer.back.get(), layer.inputs, 0, layer.inputs);
@@ -163,6 +173,8 @@ template <class T> void Network<T>::prepare(const Layout &layout) {
   for (int i = 0; i < std::min(3, hidden() + 1); ++i)
     g_[i].resize(most_rows * widest);
   loss_blocks_.resize(blocks);
+  if (products_)
+    prepare_products();
   for (int i = 0; i < std::min(2, hidden() + 1); ++i)
     parts_[i].resize(layout.most_groups * part_size_);
   for (int w = 0; w < config_.threads; ++w)
@@ -311,12 +323,13 @@ template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase
 // second-level cache while all examples pass by, there are some for every worker, and they are whole register tiles and
 // whole vectors of h.
 template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer) const {
-  constexpr std::int64_t most = std::int64_t{1} << 17, unit = 48;
+  const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 17), unit = products_ ? Tiles::inner : 48,
+                     least = products_ ? unit : 16;
   const std::int64_t wide = panels_of(layer.padded) * panel_width();
   const std::int64_t cached = std::max<std::int64_t>(1, most / wide / unit) * unit;
   const std::int64_t each =
       config_.threads == 1 ? layer.depth : whole(layer.depth, 3 * config_.threads) / (3 * config_.threads);
-  return std::min(cached, each > unit ? whole(each, unit) : whole(each, 16));
+  return std::min(cached, each > unit ? whole(each, unit) : whole(each, least));
 }
 
 // Deals out the units of the step `index`: those of weight matrices, or all others.
@@ -336,7 +349,7 @@ template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const 
   const std::int64_t workers = config_.threads;
   if (config_.by_neuron)
     return {{0, layer.depth}, own_panels(worker, layer.padded)};
-  constexpr std::int64_t unit = 4; // whole quadruples fill register tiles
+  const std::int64_t unit = products_ ? Tiles::inner : 4; // whole quadruples fill register tiles
   const std::int64_t units = (layer.depth + unit - 1) / unit;
   return {{std::min<std::int64_t>(layer.depth, units * worker / workers * unit),
            std::min<std::int64_t>(layer.depth, units * (worker + 1) / workers * unit)},
@@ -390,6 +403,7 @@ template <class T> double Network<T>::run(const Epoch &epoch) {
     timeline_->open();
   team.run([this, &epoch](int worker) {
     const NoSubnormals none;
+    const Opened<T> opened(products_);
     for (std::int64_t s = 0; s < epoch.steps; ++s)
       if (!(is_spread() ? step_spread(worker, s) : step(worker, s)))
         break;

@@ -76,8 +76,9 @@ template <class T> struct LayerState {
   bool bias, norm, shift; // shift: the norm has a beta (rms has none)
   Parameter<T> weight;    // panels of outputs: [panel][depth][panel width]
   Buffer<T> back;         // its transpose, panels of inputs: [panel][outputs][panel width]
-  Parameter<T> gamma, beta; // padded, zero in the padding
-  Buffer<T> real;           // 1 in outputs, 0 in the padding
+  Buffer<Rounded> rounded, rounded_back; // or both, without the bias, as tiles of rounded operands
+  Parameter<T> gamma, beta;              // padded, zero in the padding
+  Buffer<T> real;                        // 1 in outputs, 0 in the padding
   Buffer<double> running_mean, running_var;
   double tracked = 0; // num_batches_tracked
   // Of the mini-batch under way:
@@ -105,6 +106,7 @@ template <class T> struct Workspace {
   std::vector<Vectors> layers;
   Buffer<T> h, dz;              // a block of a layer's inputs, and of the gradient of its sums
   Buffer<T> turned;             // outputs of a few rows, one row per lane, for the loss
+  Buffer<Rounded> left, right;  // rounded operands: a block's h or dz, and dz where it is summed in groups
   Buffer<T> row_mean, row_rstd; // of one block, for predict
 };
 
@@ -188,6 +190,12 @@ private:
     T *at;
     std::int64_t ld;
   };
+  // A block as the left operand of a product: as it is, or rounded.
+  struct Left {
+    Matrix matrix;
+    Tiles tiles;
+  };
+  enum class Way { forward, back };
   // The step under way, as one worker sees it.
   struct Step {
     int worker;
@@ -237,7 +245,7 @@ private:
   bool end_update(const Step &step);
   // dL/dZ of the first layer is not there yet after the way down.
   bool has_first_gradient_to_form(const Step &step) const {
-    return !config_.by_neuron && (is_grouped(step, 0) || (hidden() > 0 && config_.norm != Norm::none));
+    return !config_.by_neuron && (products_ || is_grouped(step, 0) || (hidden() > 0 && config_.norm != Norm::none));
   }
   bool meet_after(const Step &step, int layer);
   void forward(const Step &step, int layer);
@@ -300,6 +308,25 @@ private:
   static void add_shards(const double *rows, int shards, std::int64_t width, std::int64_t count, double *sum);
   std::int64_t step_width() const;
 
+  // products.cpp: of float32 numbers, or of rounded ones
+  Left left_operand(int worker, int rows, int depth, const Matrix &matrix);
+  void multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld);
+  void round_weights(int layer, const Tile &tile);
+  Tiles tiles_of(Buffer<Rounded> &buffer, std::int64_t steps) const {
+    return {buffer.get(), steps, static_cast<std::int64_t>(buffer.size()) / rounded_parts_};
+  }
+  std::int64_t rounded_size(std::int64_t outer, std::int64_t steps) const;
+  std::int64_t steps_kept(const LayerState<T> &layer) const;
+  void prepare_products();
+  struct Run { // of steps of an operand's inner index
+    std::int64_t begin, count;
+  };
+  Run run_of(const Step &step, std::int64_t block) const;
+  void keep_gradient(const Step &step, int layer, std::int64_t block, const Matrix &dz, Range panels);
+  void add_rounded_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
+                           Range panels);
+  void add_up_rounded(const Step &step, int layer, const Tile &tile, const Shard &shard, T *sum);
+
   // update.cpp: gradients of the parameters, and the optimizer
   void weight_gradient(const Step &step, int layer);
   void reduce(const Step &step, int layer);
@@ -339,7 +366,8 @@ private:
   }
   // dL/dZ takes dL/dy's place: each worker does it for its own rows on the way down.
   bool has_gradient_of_sums(const Step &step, int layer) const {
-    return layer == hidden() || config_.norm == Norm::none || (!config_.by_neuron && !is_grouped(step, layer));
+    return layer == hidden() || config_.norm == Norm::none ||
+           (!config_.by_neuron && !is_grouped(step, layer) && !products_);
   }
   Share share(const Step &step, int padded) const;
   Range own_panels(int worker, int padded) const;
@@ -364,6 +392,8 @@ private:
 
   Configuration config_;
   const Kernels<T> &kernels_;
+  const Products<T> *products_; // null: products are those of `kernels_`
+  int rounded_parts_;           // of an operand
   std::vector<LayerState<T>> layers_;
   std::vector<Workspace<T>> work_;
   std::unique_ptr<Team> team_;
@@ -377,6 +407,10 @@ private:
   // reads it)
   Buffer<T> g_[3];
   Buffer<T> parts_[2]; // sums over groups of blocks of a weight gradient, for odd and even layers: [group][part_size_]
+  // With rounded operands, for odd and even layers: dL/dZ, and each block's sums of it: [block][padded]
+  Buffer<Rounded> rounded_gradients_[2];
+  Buffer<T> bias_sums_[2];
+  Buffer<T> ones_;                                // one for each row of a block
   std::int64_t part_size_ = 0, part_weights_ = 1; // of the largest matrix that is summed so, with padding and without
   std::vector<std::int64_t> part_offsets_{0};     // of each layer's weights in a shard's part
   Buffer<T> shard_parts_;                         // [shard][weight], where one process has all shards

@@ -29,6 +29,8 @@ struct Tiles {
   Rounded *at(std::int64_t o, std::int64_t s) const { return first + (o * steps + s) * size; }
   Tiles from(std::int64_t o, std::int64_t s) const { return {at(o, s), steps, low}; }
 };
+// Steps of so many inner indices.
+constexpr int steps_of(int inner) { return (inner + Tiles::inner - 1) / Tiles::inner; }
 
 // Rounds a matrix into tiles: all of `outer` indices, and `steps` tiles of inner indices, of which there are `inner`.
 template <class T> using Narrow = void (*)(int outer, int inner, int steps, const T *from, std::int64_t ld, Tiles to);
@@ -43,6 +45,24 @@ template <class T> struct Products {
   // Around all products of a thread: what the unit needs, and nothing of it left behind.
   void (*open)();
   void (*close)();
+};
+
+// On this thread, while one of these is there.
+template <class T> class Opened {
+public:
+  explicit Opened(const Products<T> *products) : products_(products) {
+    if (products_)
+      products_->open();
+  }
+  ~Opened() {
+    if (products_)
+      products_->close();
+  }
+  Opened(const Opened &) = delete;
+  Opened &operator=(const Opened &) = delete;
+
+private:
+  const Products<T> *products_;
 };
 
 } // namespace wholebatch

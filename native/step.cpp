@@ -260,14 +260,13 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
   each_own_block(step, Phase::forward, layer, [&](std::int64_t b) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
-    const Matrix h = inputs(step, layer, b, 0, state.depth, false);
     const Rows rows = step.blocks.at(b);
+    const Left h = left_operand(step.worker, rows.count, state.inputs, inputs(step, layer, b, 0, state.depth, false));
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
       T *z = state.z.get() + rows.first * state.stride + column;
-      kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + column * state.depth, vectors,
-                        z, state.stride);
+      multiply(h, rows.count, layer, Way::forward, p, z, state.stride);
       if (config_.norm == Norm::batch) // while the panel is hot
         kernels_.moments(between(step, layer), rows, z, state.stride, vectors,
                          state.means.get() + b * state.padded + column, state.m2s.get() + b * state.padded + column);
@@ -281,12 +280,11 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
   const Table<T> &table = epoch_->table;
   if (last > 0 && row_norm() && !config_.by_neuron)
     row_statistics(step, last - 1, {block, block + 1});
-  const Matrix h = inputs(step, last, block, 0, state.depth, false);
   const Rows rows = step.blocks.at(block);
+  const Left h = left_operand(step.worker, rows.count, state.inputs, inputs(step, last, block, 0, state.depth, false));
   T *out = gradients_of(last) + rows.first * state.stride;
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
-    kernels_.multiply(rows.count, state.depth, h.at, h.ld, state.weight.value.get() + p * panel_width() * state.depth,
-                      vectors_at(p, state.padded), out + p * panel_width(), state.stride);
+    multiply(h, rows.count, last, Way::forward, p, out + p * panel_width(), state.stride);
   loss_blocks_[block] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
                                       table.values, table.weights, work_[step.worker].turned.get());
 }
@@ -324,16 +322,18 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   if (grouped) {
     const Matrix h = has_inputs ? place_of_inputs(step, layer, rows) : inputs(step, layer, block, 0, state.depth, true);
     add_to_part(step, layer, block, h, dz, all);
+  } else if (products_ && !config_.by_neuron) {
+    keep_gradient(step, layer, block, dz, all);
   }
   if (layer == 0)
     return;
   LayerState<T> &below = layers_[layer - 1];
+  const Left left = left_operand(step.worker, rows.count, state.outputs, dz);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
     const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
     const int vectors = vectors_at(p, below.padded);
     T *g = gradients_of(layer - 1) + at;
-    kernels_.multiply(rows.count, state.outputs, dz.at, dz.ld, state.back.get() + column * state.outputs, vectors, g,
-                      below.stride);
+    multiply(left, rows.count, layer, Way::back, p, g, below.stride);
     double *sum_g = below.norm ? below.sum_gs.get() + block * below.padded + column : nullptr;
     double *sum_gx = below.norm ? below.sum_gxs.get() + block * below.padded + column : nullptr;
     kernels_.output_gradient(between(step, layer - 1), rows, below.z.get() + at, g, below.stride,

@@ -37,7 +37,9 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
       T *sum = state.weight.gradient.get();
       if (is_spread())
         sum = parts_in(step, epoch_->spread.sums ? s : epoch_->spread.first + s, layer);
-      if (!grouped || config_.by_neuron)
+      if (products_ && !grouped)
+        add_up_rounded(step, layer, tile, shard, sum);
+      else if (!grouped || config_.by_neuron)
         add_up(step, layer, tile, shard, sum);
       if (grouped)
         sum_groups(layer, tile, shard, sum);
@@ -116,6 +118,8 @@ template <class T> void Network<T>::reduce(const Step &step, int layer) {
 template <class T>
 void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
                              Range panels) {
+  if (products_)
+    return add_rounded_to_part(step, layer, block, h, dz, panels);
   const LayerState<T> &state = layers_[layer];
   const std::int64_t group = step.blocks.group_of(block);
   const bool first = step.blocks.group_begin(group) == block;
@@ -173,11 +177,13 @@ template <class T> void Network<T>::update_layer(const Step &step, int layer, co
         for (std::int64_t c = std::max<std::int64_t>(0, state.outputs - panel * panel_width()); c < wide; ++c)
           state.weight.value[at + i + c] = 0;
     }
-    if (layer > 0)
+    if (layer > 0 && !products_)
       kernels_.transpose(state.weight.value.get(), state.depth, state.outputs, static_cast<int>(panel * panel_width()),
                          state.back.get(), state.inputs, static_cast<int>(tile.depth.begin),
                          static_cast<int>(std::min<std::int64_t>(tile.depth.end, state.inputs)));
   });
+  if (products_)
+    round_weights(layer, tile);
 }
 
 // The norm's own parameters are few: worker 0 has them to itself.

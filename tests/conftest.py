@@ -47,9 +47,9 @@ def _server() -> None:
         server()
 
 
-@pytest.fixture(params=["reference", "native"], scope="session")
+@pytest.fixture(params=["reference", "native", "device"], scope="session")
 def engine(request: pytest.FixtureRequest) -> str:
-    """The name of an engine; ``pytest -k reference`` runs one of them."""
+    """The name of an engine; ``pytest -k reference`` runs one of them. ``device`` is what a GPU gets, on the CPU."""
     name: str = request.param
     if name == "native" and not native_available():
         pytest.skip("the compiled part of wholebatch is missing: no C++ compiler was found when it was installed")

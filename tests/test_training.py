@@ -195,7 +195,7 @@ def test_what_cannot_be_trained_is_told_before_it_starts(arguments: dict[str, An
 
 
 def test_a_net_elsewhere_is_told():
-    with pytest.raises(ValueError, match=r"fit trains on the CPU, the net is on meta; use net\.cpu\(\)"):
+    with pytest.raises(ValueError, match=r"on the CPU or on one GPU, this one is on meta; use net\.cpu\(\)"):
         FeedForward(6, (4,), 3, device="meta").fit(X, Y)
 
 
@@ -229,4 +229,4 @@ def test_fit_is_the_method(engine: str):
     other.fit(X, Y, training=training, engine=engine)
     assert same(copy_of(one), copy_of(other))
     made = make_engine(one, Loss("mse"), Optimizer(), engine=engine)
-    assert type(made).__name__ == {"reference": "ReferenceEngine", "native": "NativeEngine"}[engine]
+    assert type(made).__name__ == f"{engine.title()}Engine"

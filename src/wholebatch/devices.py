@@ -8,12 +8,25 @@ import torch
 
 
 def check_device(device: Any) -> None:
-    """Raise where ``device`` is a GPU and torch sees none: before torch does, whose error names no remedy.
+    """Raise where ``device`` is none, or a GPU that torch does not see: before torch does, whose error names no remedy.
 
     Raises:
-        ValueError: there is no GPU here.
+        ValueError: no device has this name, there is no GPU here, or none of this number.
     """
-    if isinstance(device, str | torch.device) and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    if not isinstance(device, str | torch.device):
+        return
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {str(device)!r}; choose 'cpu', 'cuda', or 'cuda:1' and the like") from None
+    if named.type != "cuda":
+        return
+    if torch.cuda.is_available():
+        if named.index is not None and named.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"device is {str(device)!r}, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on"
+            )
+    else:
         raise ValueError(
             f"device is {str(device)!r}, and {tell_no_gpu()}: use device='cpu', or a machine that has one and torch "
             "for it"

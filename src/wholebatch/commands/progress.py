@@ -103,7 +103,9 @@ def _introduction(session: Session) -> list[str]:
     rows = ", ".join(f"{len(whole):,} {name}" for name, whole in prepared.whole.items())
     sizes = " - ".join(map(str, session.net.architecture.sizes))
     parameters = sum(p.numel() for p in session.net.parameters())
-    engine = config.engine if config.engine == "reference" else f"{config.engine} engine, {config.instruction_set}"
+    engine = {"reference": "reference", "device": f"device engine on {config.settings.device}"}.get(
+        config.engine, f"{config.engine} engine, {config.instruction_set}"
+    )
     notes = [*prepared.target.notes, *prepared.preprocessing.notes]
     lines = [
         f"{config.settings.table}: {rows} rows; {prepared.target.task} of {', '.join(prepared.target.columns)}",

@@ -86,8 +86,12 @@ FRACTION = click.FloatRange(0, 1, max_open=True)
 @click.option("--threads", type=AT_LEAST_1, metavar="N", help="Example-threads; the result does not depend on them.")
 @click.option("--split", type=click.Choice(("auto", "example", "neuron")), default="auto", help="How threads share.")
 @click.option(
-    "--engine", type=click.Choice(("auto", "native", "reference")), default="auto", help="What does the arithmetic."
+    "--engine",
+    type=click.Choice(("auto", "native", "reference", "device")),
+    default="auto",
+    help="What does the arithmetic; device: what a GPU gets.",
 )
+@click.option("--device", metavar="NAME", default="cpu", help="Where it is done: cpu, cuda, or cuda:1 and so on.")
 @click.option(
     "--matmul-precision",
     type=click.Choice(PRECISIONS),

@@ -25,9 +25,12 @@ def loss_value(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None) -> Ten
     return loss.scale * loss_sum(loss, out, y, weight) / total
 
 
-def loss_sum(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    """``sum_i w_i l_i``: what the mini-batch's loss is made of, of any part of its rows."""
-    each = losses_of(loss, out, y)
+def loss_sum(loss: Loss, out: Tensor, y: Tensor, weight: Tensor | None, class_weights: Tensor | None = None) -> Tensor:
+    """``sum_i w_i l_i``: what the mini-batch's loss is made of, of any part of its rows.
+
+    ``class_weights``: the loss's as a tensor beside ``out``, where they are there already.
+    """
+    each = losses_of(loss, out, y, class_weights)
     return (each * (torch.ones_like(each) if weight is None else weight)).sum()
 
 
@@ -39,9 +42,13 @@ def loss_weight(loss: Loss, y: Tensor, weight: Tensor | None, dtype: torch.dtype
     return float(weight.sum())
 
 
-def losses_of(loss: Loss, out: Tensor, y: Tensor) -> Tensor:
-    """``l_i`` of every row, ``(N,)``: under cross-entropy times the class weight, averaged over outputs otherwise."""
-    class_weights = None if loss.class_weights is None else _class_weights(loss, out)
+def losses_of(loss: Loss, out: Tensor, y: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """``l_i`` of every row, ``(N,)``: under cross-entropy times the class weight, averaged over outputs otherwise.
+
+    ``class_weights`` as for :func:`loss_sum`.
+    """
+    if class_weights is None and loss.class_weights is not None:
+        class_weights = _class_weights(loss, out)
     if loss.kind == "cross_entropy":
         return F.cross_entropy(out, y, class_weights, reduction="none", label_smoothing=loss.label_smoothing)
     if loss.kind == "mse":

@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from wholebatch.devices import check_device
 from wholebatch.feedforward.agreement import check_equal, digest, do_together, take_net
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.engine import Engine, NonFiniteLossError
@@ -119,6 +121,7 @@ def fit(
     split: Split = "auto",
     engine: str = "auto",
     matmul_precision: MatmulPrecision = "highest",
+    device: torch.device | str | None = None,
     resume: State | None = None,
     progress: EpochProgress | None = None,
     after_epoch: AfterEpoch | None = None,
@@ -140,6 +143,8 @@ def fit(
         matmul_precision: of the products of training, by the names of ``torch.set_float32_matmul_precision``:
             ``highest`` float32; ``high`` each number as the sum of two of bfloat16; ``medium`` of bfloat16. Sums,
             norms, loss, optimizer and parameters stay float32, and predictions are always of the highest.
+        device: where to compute, say ``"cuda"``, wherever the net lies; None: where it lies. A net that lies on a GPU
+            stays there.
         resume: the :class:`State` that an earlier run's ``after_epoch`` was given: goes on from there.
         progress: called a few times a second with (epoch from 1, examples done in it, mean loss so far).
         after_epoch: called after each epoch with the :class:`State` to keep, on every rank.
@@ -163,7 +168,8 @@ def fit(
     peers = find_peers(spread, process_group)
     loss = do_together(peers, lambda: _check(model, y, loss, training, validation, matmul_precision))
     architecture, dtype = model.architecture, model.parts()[0].linear.weight.dtype
-    described = do_together(peers, lambda: describe_engine(engine, n_threads, matmul_precision))
+    place = do_together(peers, lambda: _find_device(model, device))
+    described = do_together(peers, lambda: describe_engine(engine, n_threads, matmul_precision, place))
     if peers is not None:
         same = _settings(peers, model, loss, optimizer, training, described, validation, resume)
         check_equal(peers, {"matmul_precision": matmul_precision, **same})
@@ -173,7 +179,7 @@ def fit(
     if validation is not None:
         held_x, held_y, held_weight = (*validation, None)[:3]
         of_rank = take_rows(peers, held_x, held_y, held_weight, architecture, loss, dtype)
-        held = Held(of_rank, loss, peers, engine_kind(engine).predicted_rows)
+        held = Held(of_rank, loss, peers, engine_kind(engine, place).predicted_rows)
         check_scorable(held.whole, loss)
 
     def make_runner() -> tuple[Engine, dict[str, Tensor] | None]:
@@ -188,6 +194,7 @@ def fit(
             net=net_bytes(architecture, dtype) if training.patience else 0,
             peers=peers,
             matmul_precision=matmul_precision,
+            device=place,
         )
         runner = make_engine(
             model,
@@ -199,6 +206,7 @@ def fit(
             engine=engine,
             peers=peers,
             matmul_precision=matmul_precision,
+            device=place,
         )
         return runner, None if resume is None else resume.restore(runner)
 
@@ -227,13 +235,28 @@ def _check(
     matmul_precision: MatmulPrecision,
 ) -> Loss:
     """The loss to train by, where the net and the settings can be trained with."""
-    devices = {parameter.device.type for parameter in model.parameters()}
-    if devices != {"cpu"}:
-        raise ValueError(f"fit trains on the CPU, the net is on {', '.join(sorted(devices))}; use net.cpu()")
     check_precision(matmul_precision, model.parts()[0].linear.weight.dtype)
     if training.patience is not None and validation is None:
         raise ValueError(f"patience={training.patience} needs validation rows to watch; pass validation=(x, y)")
     return loss or default_loss(y)
+
+
+def _find_device(model: FeedForward, device: torch.device | str | None) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        ValueError: a net that lies on several devices, on one without memory, or on a GPU that is not the one named.
+    """
+    check_device(device)
+    devices = {tensor.device for tensor in model.state_dict().values()}
+    named = ", ".join(sorted(map(str, devices)))
+    (place, *others) = devices
+    if others or place.type not in ("cpu", "cuda"):
+        raise ValueError(f"fit trains nets on the CPU or on one GPU, this one is on {named}; use net.cpu()")
+    wanted = place if device is None else torch.device(device)
+    if place.type != "cpu" and (wanted.type != place.type or wanted.index not in (None, place.index)):
+        raise ValueError(f"device is {str(device)!r}, and the net is on {named}; use net.to({str(device)!r})")
+    return place if place.type != "cpu" else wanted
 
 
 def _settings(

@@ -27,7 +27,7 @@ import wholebatch
 from wholebatch import kernels
 from wholebatch.feedforward import FeedForward, Loss, State
 from wholebatch.feedforward.data import batch_offsets
-from wholebatch.feedforward.engines import check_fit, describe_products
+from wholebatch.feedforward.engines import check_fit, describe_products, engine_kind, is_on_cpu
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.training import History, fit
 from wholebatch.files import remove_parts
@@ -141,6 +141,7 @@ class Session:
             split=self.settings.split,
             engine=self.config.engine,
             matmul_precision=self.settings.matmul_precision,
+            device=self.settings.device,
             spread=None if self.ranks.count == (self.settings.shards or 1) == 1 else self.settings.make_spread(),
             process_group=None if self.ranks.count == 1 else self.ranks.group,
             resume=self.state,
@@ -200,7 +201,7 @@ def begin(
         data_sha256=prepared.digest,
         engine=_engine(settings),
         instruction_set=kernels.instruction_set(),
-        products=describe_products(settings.engine, settings.matmul_precision),
+        products=describe_products(settings.engine, settings.matmul_precision, settings.device),
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=command,
         launch=ranks.launch,
@@ -254,7 +255,7 @@ def resume(
         return b""
 
     ranks.agree_first(check, "the run folder")
-    here, products = kernels.instruction_set(), describe_products(config.engine, wanted.matmul_precision)
+    here, products = kernels.instruction_set(), describe_products(config.engine, wanted.matmul_precision, wanted.device)
     if ranks.first:
         _warn_of_other_bits(config, here, products, out)
     if fault and ranks.first:
@@ -321,6 +322,7 @@ def _find_state(run: Run, ranks: Ranks) -> tuple[State | None, str]:
 
 def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, FeedForward, Loss]:
     """The table, the net with its first parameters, and the loss; every setting is checked on the way."""
+    ranks.agree(lambda: _check_engine(settings, ranks), "the device")
     settings.make_optimizer()
     training = settings.make_training()
     settings.architecture(1, 1)
@@ -344,6 +346,7 @@ def _build(settings: Settings, ranks: Ranks) -> tuple[Prepared, FeedForward, Los
             n_threads=settings.threads,
             engine=settings.engine,
             matmul_precision=settings.matmul_precision,
+            device=settings.device,
             held=0 if prepared.validation is None else len(prepared.validation),
             net=net_bytes(architecture, torch.get_default_dtype()) * (1 if settings.patience is None else 2),
         )
@@ -369,10 +372,22 @@ def _check_alike(ranks: Ranks, config: Config) -> None:
     ranks.check_alike(facts | {f"the setting {name}": value for name, value in settings.items()}, "versions")
 
 
+def _check_engine(settings: Settings, ranks: Ranks) -> None:
+    """Refuse an engine or a device that is not here, before a table is read."""
+    engine_kind(settings.engine, settings.device)
+    if ranks.count > 1 and not is_on_cpu(settings.device):
+        raise ValueError(
+            f"--device {settings.device} is for one process, and there are {ranks.count}; leave --processes out, or "
+            "train FeedForward nets from Python over a process group that serves GPUs (docs/gpu.md)"
+        )
+
+
 def _engine(settings: Settings) -> str:
     """The engine that ``auto`` means here, so that a resumed run takes the same."""
     if settings.engine != "auto":
         return settings.engine
+    if not is_on_cpu(settings.device):
+        return "device"
     return "native" if kernels.native_available(say=True) else "reference"
 
 

@@ -22,7 +22,7 @@ from wholebatch.feedforward.spread import Spread, Sync
 from wholebatch.feedforward.training import Schedule, Training
 
 Task = Literal["auto", "classification", "regression", "multilabel"]
-Engine = Literal["auto", "native", "reference"]
+Engine = Literal["auto", "native", "reference", "device"]
 
 #: The losses that fit each task, its default first.
 LOSSES: dict[str, tuple[LossKind, ...]] = {
@@ -74,6 +74,7 @@ class Settings(BaseModel):
     split: Split = "auto"
     engine: Engine = "auto"
     matmul_precision: MatmulPrecision = "highest"
+    device: str = "cpu"
     shards: int | None = None
     sync: Sync = "all"
     group_size: int | None = None

@@ -23,16 +23,17 @@ from wholebatch.sklearn.binding import arrays_of, bind
 
 @dataclass(frozen=True)
 class Team:
-    """Who does the work; the numbers do not depend on it."""
+    """Who does the work; on the CPU the numbers do not depend on it."""
 
     n_threads: int | None
     split: Split
     engine: str
+    device: str
 
     @classmethod
     def of(cls, estimator: Any) -> Team:
         n_threads = None if estimator.n_threads is None else int(estimator.n_threads)
-        return cls(n_threads, estimator.split, estimator.engine)
+        return cls(n_threads, estimator.split, estimator.engine, estimator.device)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def live_for(estimator: Any, work: Work | None = None) -> Live:
         engine=team.engine,
         peers=work.peers,
         matmul_precision=work.matmul_precision,
+        device=team.device,
     )
     live = estimator._live = Live(team, work, engine, arrays_of(estimator))
     return live

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from wholebatch.feedforward.engines import ENGINES
 from wholebatch.feedforward.settings import Activation, Architecture, MatmulPrecision, NormPosition, Optimizer, Split
 from wholebatch.feedforward.spread import Spread
 
@@ -29,7 +30,8 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "split": [StrOptions(set(get_args(Split)))],
-    "engine": [StrOptions({"auto", "native", "reference"})],
+    "engine": [StrOptions(set(ENGINES))],
+    "device": [str],
     "matmul_precision": [StrOptions(set(get_args(MatmulPrecision)))],
     "spread": [Spread, None],
 }

@@ -22,7 +22,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from wholebatch.feedforward.agreement import do_together, take_net, tell_numbers
 from wholebatch.feedforward.data import Data, prepare_inputs
 from wholebatch.feedforward.engine import NonFiniteLossError
-from wholebatch.feedforward.engines import check_fit, check_predict
+from wholebatch.feedforward.engines import check_fit, check_predict, engine_kind
 from wholebatch.feedforward.evaluation import score
 from wholebatch.feedforward.footprint import net_bytes
 from wholebatch.feedforward.held import Held
@@ -114,6 +114,7 @@ class Perceptron(BaseMultilayerPerceptron):
         return coef.astype(dtype, order="F"), intercept.astype(dtype)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        engine_kind(self.engine, self.device)  # a device that is not there is told before a row is looked at
         peers = peers_of(self)
         hidden = parameters.hidden_sizes(self.hidden_layer_sizes)
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
@@ -197,6 +198,7 @@ class Perceptron(BaseMultilayerPerceptron):
             net=net,
             peers=peers,
             matmul_precision=self.matmul_precision,
+            device=self.device,
         )
 
     def _fit_by_lbfgs(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, peers: Peers | None) -> None:
@@ -243,8 +245,8 @@ class Perceptron(BaseMultilayerPerceptron):
         dtype = torch_dtype(self.coefs_[0].dtype)
         x = prepare_inputs(X, self._architecture.in_features, dtype)
         made = vars(self).get("_live") is not None
-        threads = Team.of(self).n_threads
-        check_predict(self._architecture, x.shape[0], dtype, n_threads=threads, engine=self.engine, made=made)
+        how = {"n_threads": Team.of(self).n_threads, "engine": self.engine, "device": self.device}
+        check_predict(self._architecture, x.shape[0], dtype, made=made, **how)
         live = live_for(self)
         with live.lock:
             out = live.engine.predict(x)

@@ -95,7 +95,7 @@ def take_own(estimator: Any, x: Any, y: np.ndarray, weight: np.ndarray | None, p
         cuts = [_split(rows, estimator.validation_fraction, split_seed, stratify) for rows in kept]
         kept = [rows for rows, _ in cuts]
         out = np.concatenate([rows for _, rows in cuts])
-        block = engine_kind(estimator.engine).predicted_rows
+        block = engine_kind(estimator.engine, estimator.device).predicted_rows
         held = Held(data.take(out), estimator._objective(), peers, block)
         if len(held.whole) < 2:
             raise ValueError(TOO_SMALL)

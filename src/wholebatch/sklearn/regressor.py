@@ -35,7 +35,8 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         huber_delta: where the Huber loss turns from squared to linear.
         n_threads: threads of the engine; None chooses by shape and cores. The result does not depend on it.
         split: who holds what in a mini-batch: ``"example"``, ``"neuron"`` or ``"auto"``. Nor does it depend on this.
-        engine: ``"native"``, ``"reference"`` (torch), or ``"auto"``: native where it was built.
+        engine: ``"native"``, ``"reference"`` (torch), or ``"auto"``: native where it was built. ``"device"`` is what a
+            GPU gets.
         spread: a :class:`wholebatch.Spread`: ``fit`` and ``partial_fit`` are called by every rank of the default
             process group, each with rows of its own, and learn from all of them: every rank ends with the same net,
             and the same ``classes_``. Without a process group this process holds all shards. Predictions are of the
@@ -43,6 +44,9 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         matmul_precision: of the products of training, by the names of ``torch.set_float32_matmul_precision``:
             ``"highest"`` float32; ``"high"`` each number as the sum of two of bfloat16; ``"medium"`` of bfloat16. All
             else, and predictions, stay as they are. The lower two need X in float32, and no lbfgs.
+        device: where fits and predictions are computed: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. The fitted arrays lie in
+            the host's memory whatever it is, so that a saved estimator loads where there is no GPU; to predict there,
+            ``set_params(device="cpu")``.
 
     Attributes:
         norm_weights_, norm_biases_: gamma and beta of each hidden layer (without a norm none, under ``"rms"`` no beta).
@@ -107,6 +111,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         engine: str = "auto",
         spread: Spread | None = None,
         matmul_precision: str = "highest",
+        device: str = "cpu",
     ) -> None:
         super().__init__(
             loss=loss,
@@ -147,6 +152,7 @@ class MLPRegressor(Perceptron, neural_network.MLPRegressor):
         self.engine = engine
         self.spread = spread
         self.matmul_precision = matmul_precision
+        self.device = device
 
     def _objective(self) -> Loss:
         outputs, alpha = float(self.n_outputs_), float(self.alpha)

@@ -18,7 +18,7 @@ from wholebatch.feedforward.held import gather_rows
 from wholebatch.feedforward.peers import Peers
 
 # What may differ from rank to rank: no number depends on it. random_state is seen to by itself.
-OWN = ("n_threads", "split", "verbose", "random_state")
+OWN = ("n_threads", "split", "device", "verbose", "random_state")
 
 
 def peers_of(estimator: Any) -> Peers | None:
@@ -81,11 +81,12 @@ def check_alike(peers: Peers, estimator: Any, X: Any, y: np.ndarray, *, first: b
     """
     parameters = {name: repr(value) for name, value in estimator.get_params(deep=False).items() if name not in OWN}
     names = getattr(estimator, "feature_names_in_", None)
-    precision = estimator.matmul_precision
-    engine = do_together(peers, lambda: describe_engine(estimator.engine, estimator.n_threads, precision))
+    how = estimator.engine, estimator.n_threads, estimator.matmul_precision, estimator.device
+    engine = do_together(peers, lambda: describe_engine(*how))
     check_equal(
         peers,
         {
+            "matmul_precision": repr(estimator.matmul_precision),  # before the engine, whose description has it too
             "the engine": engine,
             **parameters,
             "the features": f"{X.shape[1]} columns" if names is None else json.dumps([str(name) for name in names]),

@@ -160,9 +160,12 @@ class _SharedSum(torch.autograd.Function):
 
 
 def find_gradients_differentiable(
-    g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, mean: Tensor, rstd: Tensor
+    g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, mean: Tensor | None, rstd: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """:func:`find_gradients` by torch's operations, with statistics formed again: they too are differentiated."""
+    """:func:`find_gradients` by torch's operations, with statistics formed again: they too are differentiated.
+
+    Only constant ones are used as they are, and may not be None.
+    """
     twin = Reference()
 
     def shared(vectors: Tensor) -> Tensor:
@@ -170,6 +173,8 @@ def find_gradients_differentiable(
 
     if call.constant is None:
         mean, rstd = _statistics_differentiable(z, affine.mask, count, call.eps, shared)
+    assert mean is not None
+    assert rstd is not None
     sums = twin.sums(g, z, mean, rstd, affine)
     whole = shared(sums) if call.constant is None else None
     return (*twin.input_gradient(g, z, mean, rstd, affine, whole, count), sums)

@@ -14,6 +14,7 @@ from wholebatch.batch_norm import BatchNormFunction, Call, normalise_plainly
 from wholebatch.direct import can_go_directly, is_transformed, normalise_directly
 from wholebatch.inputs import check_inputs, shape_mask
 from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel, counted, move_running
+from wholebatch.ordinary import train_at_once
 from wholebatch.parts import PARTY, UNCOMPILED, Party, normalise_in_turn
 from wholebatch.recomputing import plan_output
 from wholebatch.sharing import ProcessGroupLike, sharing_of
@@ -96,6 +97,23 @@ def batch_norm(
         )
         return y
     slope, function = resolve_activation(activation)
+    if training and mask is None and save is None and not torch.compiler.is_compiling():
+        done = train_at_once(
+            input,
+            weight,
+            bias,
+            residual,
+            running_mean,
+            running_var,
+            None,
+            momentum,
+            eps,
+            slope,
+            process_group,
+            layer,
+        )
+        if done is not None:
+            return done if function is None else function(done)
     if not training and (torch.compiler.is_compiling() or torch._C._get_tracing_state()):
         return _evaluate(input, running_mean, running_var, weight, bias, eps, mask, slope, function, residual)
     mask = check_inputs(input, weight, bias, running_mean, running_var, mask, residual)

@@ -15,6 +15,7 @@ from wholebatch.activations import Activation, resolve_activation
 from wholebatch.devices import check_device
 from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
+from wholebatch.ordinary import train_at_once
 from wholebatch.parts import count_call
 from wholebatch.sharing import ProcessGroupLike, announce
 
@@ -96,6 +97,28 @@ class WholeBatchNorm(_BatchNorm):
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and counter is not None:
             momentum = 1.0 / (counter + 1).to(torch.float64)
+        if self.training and mask is None and self.save is None and not torch.compiler.is_compiling():
+            slope, function = resolve_activation(self.activation)
+            group = self.process_group
+            done = train_at_once(
+                input,
+                weight,
+                bias,
+                residual,
+                running_mean,
+                running_var,
+                counter,
+                momentum,
+                self.eps,
+                slope,
+                group,
+                "" if group is None else self.name,
+            )
+            if done is not None:
+                y = done if function is None else function(done)
+                if self.marks:
+                    y.activated_with = slope  # type: ignore[attr-defined]
+                return y
         # A compiler follows no mark on a tensor; there the module that follows does its activation itself.
         marks = self.marks and not torch.compiler.is_compiling()
         activation = None if self.marks and not marks else self.activation

@@ -58,5 +58,11 @@ def pack(layer: str, phase: str, vectors: int, channels: int, dtype: torch.dtype
     return _LAYOUT.pack(vectors, _DTYPES[dtype], channels, kind[:32], name[-96:], digest)
 
 
+@lru_cache(maxsize=4096)
+def pack_both(layer: str, channels: int, dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """The headers of a layer's meetings: forward, of mean and M2, and backward, of two sums."""
+    return pack(layer, "forward", 2, channels, dtype), pack(layer, "backward", 2, channels, dtype)
+
+
 def _text(field: bytes) -> str:
     return field.rstrip(b"\0").decode(errors="replace")

@@ -206,6 +206,12 @@ def load() -> ModuleType:
     return native
 
 
+@functools.cache
+def borrows() -> bool:
+    """Whether the compiled part can look at torch's tensors itself (native/borrowed.h): from torch 2.9 on or so."""
+    return load().use_exchange(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # type: ignore[no-any-return]
+
+
 Place = tuple[int, int, int, int]
 
 

@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "study": "Train small nets in micro-batches, plain and in lockstep, beside the undivided batch and group norm.",
     "fit": "Time whole fits: seconds, score, memory, time to a target score.",
     "faults": "Kill ranks at random moments, and see what comes of it.",
+    "precision": "Train at every precision of the products: scores, and the gradients of a step against float64.",
     "scaling": "Time a step as batch, width, depth and threads grow.",
 }
 

@@ -7,9 +7,8 @@ rank finds is told to all, and all raise the same error.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers
 from wholebatch.sharing.alike import find_difference
+from wholebatch.sharing.attempts import attempt
+from wholebatch.sharing.messages import tell
 
 T = TypeVar("T")
 
@@ -31,21 +32,15 @@ def do_together(peers: Peers | None, do: Callable[[], T]) -> T:
     """
     if peers is None or peers.ranks == 1:
         return do()
-    failed: Exception | None = None
-    try:
-        done = do()
-    except Exception as error:
-        failed = error
-    told = [json.loads(content) for content in peers.tell(json.dumps(_words(failed)).encode(), "errors")]
-    errors = [(rank, words) for rank, words in enumerate(told) if words is not None]
-    if not errors:
-        return done
-    rank, words = errors[0]
-    if failed is not None and all(other == words for other in told):
-        raise failed
-    kind = TypeError if words["kind"] == "TypeError" else ValueError
-    text = words["text"] if words["kind"] in ("ValueError", "TypeError") else f"{words['kind']}: {words['text']}"
-    raise kind(f"on rank {rank} of {peers.ranks}: {text}") from failed
+    tried = attempt(do, Exception, peers.group, "errors")
+    if tried.first is None:
+        return tried.result
+    if tried.own is not None and tried.alike:
+        raise tried.own
+    rank, failure = tried.first
+    kind = TypeError if failure.kind == "TypeError" else ValueError
+    text = failure.text if failure.kind in ("ValueError", "TypeError") else f"{failure.kind}: {failure.text}"
+    raise kind(f"on rank {rank} of {peers.ranks}: {text}") from tried.own
 
 
 def check_equal(peers: Peers, values: dict[str, str]) -> None:
@@ -57,7 +52,7 @@ def check_equal(peers: Peers, values: dict[str, str]) -> None:
     Raises:
         ValueError: naming the first that differs, and two ranks that differ in it.
     """
-    told = [json.loads(content) for content in peers.tell(json.dumps(values).encode(), "settings")]
+    told = tell(values, peers.group, "settings")
     if (found := find_difference(told)) is not None:
         name, rank = found
         raise ValueError(
@@ -97,16 +92,4 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().numpy().tobytes()
-
-
-def _words(error: Exception | None) -> dict[str, Any] | None:
-    return None if error is None else {"kind": _kind(error), "text": str(error)}
-
-
-def _kind(error: Exception) -> str:
-    """``ValueError`` and ``TypeError`` also for what is derived from them."""
-    for kind in (ValueError, TypeError):
-        if isinstance(error, kind):
-            return kind.__name__
-    return type(error).__name__
+    return tensor.detach().cpu().contiguous().numpy().tobytes()

@@ -22,7 +22,7 @@ from wholebatch.runs.parts import Part as Part
 from wholebatch.runs.parts import Whole
 from wholebatch.runs.planned import Plan, plan
 from wholebatch.runs.settings import Settings
-from wholebatch.sharing.messages import Group, rank_in
+from wholebatch.sharing.messages import Group, rank_in, tell
 from wholebatch.tables import Preprocessing, TableError, Target, drop_missing, read_table
 from wholebatch.tables.agreeing import giving_up
 from wholebatch.tables.errors import require_columns
@@ -30,7 +30,6 @@ from wholebatch.tables.joint import check_together, learn_together
 from wholebatch.tables.shared import SharedTable
 from wholebatch.tables.target import present_rows
 from wholebatch.tables.together import read_together
-from wholebatch.tables.wire import tell
 
 
 @dataclass(frozen=True)

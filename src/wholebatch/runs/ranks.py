@@ -6,7 +6,6 @@ let the others wait for it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +14,8 @@ import numpy as np
 from torch.distributed import ProcessGroup
 
 from wholebatch.sharing.alike import find_difference
-from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, gather_bytes, rank_in
+from wholebatch.sharing.attempts import attempt
+from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, rank_in, tell
 
 Result = TypeVar("Result")
 
@@ -57,18 +57,13 @@ class Ranks:
             OtherRankError: another rank's.
             MeetingError: a rank does not come, and a table of where they are.
         """
-        result, own = None, None
-        try:
-            result = work()
-        except (ValueError, OSError) as error:
-            own = error
-        said = gather_bytes(b"" if own is None else _sentence(own).encode() or b"?", self.group, what)
-        if own is not None:
-            raise own
-        for rank, sentence in enumerate(said):
-            if sentence:
-                raise OtherRankError(f"rank {rank}: {sentence.decode()}")
-        return result  # type: ignore[return-value]
+        tried = attempt(work, (ValueError, OSError), self.group, what)
+        if tried.own is not None:
+            raise tried.own
+        if tried.first is not None:
+            rank, failure = tried.first
+            raise OtherRankError(f"rank {rank}: {' '.join(failure.text.split()) or '?'}")
+        return tried.result
 
     def agree_first(self, work: Callable[[], bytes], what: str) -> bytes:
         """What ``work`` gives on the first rank, on all of them; errors as :meth:`agree`."""
@@ -81,7 +76,7 @@ class Ranks:
         Raises:
             ValueError: the same on every rank: the first fact that differs, and where.
         """
-        told = [json.loads(said) for said in gather_bytes(json.dumps(dict(facts)).encode(), self.group, what)]
+        told = tell(dict(facts), self.group, what)
         if (found := find_difference(told)) is not None:
             name, rank = found
             own = told[rank].get(name)
@@ -96,8 +91,3 @@ class Ranks:
         rows = np.ascontiguousarray(rows)
         parts = exchange_bytes([rows.tobytes(), *[b""] * (self.count - 1)], self.group, what)
         return np.concatenate([np.frombuffer(part, rows.dtype).reshape(-1, *rows.shape[1:]) for part in parts])
-
-
-def _sentence(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())

@@ -1,12 +1,14 @@
-"""Bytes between the ranks of a group: what they tell each other that is no vector of a meeting.
+"""Bytes and plain values between the ranks of a group: what they tell each other that is no vector of a meeting.
 
 Every rank calls the same functions in the same order. Contents are taken as they are; nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
@@ -41,6 +43,16 @@ def broadcast_bytes(content: Content, group: Group, what: str = "a message", sou
     """
     post = _post_of(group)
     return bytes(content) if post is None else post.broadcast(content, what, source)
+
+
+def tell(value: Any, group: Group, what: str = "a message") -> list[Any]:
+    """What every rank says, a value that JSON has, in rank order. Errors as :func:`gather_bytes`."""
+    return [json.loads(said) for said in gather_bytes(json.dumps(value).encode(), group, what)]
+
+
+def tell_first(value: Any, group: Group, what: str = "a message") -> Any:
+    """What the first rank says, a value that JSON has. Errors as :func:`gather_bytes`."""
+    return json.loads(broadcast_bytes(json.dumps(value).encode(), group, what))
 
 
 def exchange_bytes(contents: Sequence[Content], group: Group, what: str = "a message") -> list[bytes]:

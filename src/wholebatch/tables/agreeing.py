@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from wholebatch.sharing import MeetingError
-from wholebatch.sharing.messages import Group, give_up, rank_in
+from wholebatch.sharing.attempts import attempt
+from wholebatch.sharing.messages import Group, give_up, rank_in, tell_first
 from wholebatch.tables.errors import TableError
-from wholebatch.tables.wire import tell, tell_first
 
 Result = TypeVar("Result")
 
@@ -37,17 +37,11 @@ def agree(work: Callable[[], Result], group: Group, what: str) -> Result:
         TableError: on all ranks the same sentence: that of all, or of the first that found a mistake.
         MeetingError: a rank is missing; also where another error ended its work.
     """
-    result, said = None, None
-    try:
-        result = work()
-    except TableError as error:
-        said = str(error)
-    told = tell(said, group, what)
-    first = next((rank for rank, sentence in enumerate(told) if sentence is not None), None)
-    if first is not None:
-        alike = all(sentence == told[0] for sentence in told)
-        raise TableError(told[first] if alike else f"rank {first}: {told[first]}")
-    return result  # type: ignore[return-value]
+    tried = attempt(work, TableError, group, what)
+    if tried.first is not None:
+        rank, failure = tried.first
+        raise TableError(failure.text if tried.alike else f"rank {rank}: {failure.text}")
+    return tried.result
 
 
 def agree_first(work: Callable[[], Result], group: Group, what: str) -> Result | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from wholebatch.sharing.messages import Group
+from wholebatch.sharing.messages import Group, tell
 from wholebatch.tables.errors import TableError
 from wholebatch.tables.learning import assemble, check, check_height, learn_numbers
 from wholebatch.tables.looking import Look, look_at
 from wholebatch.tables.preprocessing import Preprocessing
 from wholebatch.tables.state import NumberState, PreprocessingState
-from wholebatch.tables.wire import tell
 
 
 def learn_together(own: pl.DataFrame, names: list[str], rows: int, group: Group) -> PreprocessingState:

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from wholebatch.sharing.messages import Group, rank_in
+from wholebatch.sharing.messages import Group, rank_in, tell
 from wholebatch.tables.text import UNREADABLE, Layout, find_uneven, may_be_short, name_cells, parse_text
-from wholebatch.tables.wire import tell
 
 QUOTE = ord('"')
 BLOCK = 1 << 22  # bytes looked at in one go

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from wholebatch.sharing.messages import Group, rank_in
-from wholebatch.tables.wire import broadcast_frame, exchange_frames, tell
+from wholebatch.sharing.messages import Group, rank_in, tell
+from wholebatch.tables.wire import broadcast_frame, exchange_frames
 
 GO = 16 << 20
 

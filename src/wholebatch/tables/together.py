@@ -13,7 +13,7 @@ import hashlib
 
 import polars as pl
 
-from wholebatch.sharing.messages import Group, rank_in
+from wholebatch.sharing.messages import Group, rank_in, tell, tell_first
 from wholebatch.tables.agreeing import agree, agree_first
 from wholebatch.tables.bundled import bundled_table
 from wholebatch.tables.cells import find_type
@@ -22,7 +22,6 @@ from wholebatch.tables.portions import read_portion
 from wholebatch.tables.reading import Source, check_rows, in_words, read_parquet, read_table, recognise
 from wholebatch.tables.shared import SharedTable, choose_owners, deal_columns, sizes_of
 from wholebatch.tables.text import UNREADABLE, Layout, find_layout
-from wholebatch.tables.wire import tell, tell_first
 
 _EDGE = 1 << 12  # bytes at both ends of a file by which ranks know that it is the same
 

@@ -1,25 +1,13 @@
-"""What ranks tell each other of a table: plain values as JSON, columns in Arrow's format; nothing is unpickled."""
+"""Columns between ranks, in Arrow's format; nothing is unpickled."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 
-from wholebatch.sharing.messages import Group, broadcast_bytes, exchange_bytes, gather_bytes
-
-
-def tell(value: Any, group: Group, what: str) -> list[Any]:
-    """What every rank says, in rank order."""
-    return [json.loads(said) for said in gather_bytes(json.dumps(value).encode(), group, what)]
-
-
-def tell_first(value: Any, group: Group, what: str) -> Any:
-    """What the first rank says."""
-    return json.loads(broadcast_bytes(json.dumps(value).encode(), group, what))
+from wholebatch.sharing.messages import Group, broadcast_bytes, exchange_bytes
 
 
 def exchange_frames(frames: Sequence[pl.DataFrame], group: Group, what: str) -> list[pl.DataFrame]:

@@ -48,6 +48,7 @@ class Case:
     weighted: bool = False
     mean: float = 0.0
     net: dict[str, Any] = field(default_factory=dict)
+    engine: str = "reference"
 
     def spread(self) -> Spread:
         return Spread(self.shards, self.sync, self.group_size)
@@ -67,7 +68,7 @@ class Case:
     def begin(self, group: str | None) -> tuple[Engine, Data, Deal]:
         """The engine, this rank's rows and how they are dealt."""
         model, peers = self.model(), Peers(self.spread(), group)
-        engine = engine_of("reference", model, self.loss, self.optimizer, seed=SEED, peers=peers)
+        engine = engine_of(self.engine, model, self.loss, self.optimizer, seed=SEED, peers=peers)
         bounds = shard_bounds(self.rows, self.shards)
         rows = np.arange(bounds[peers.own.start], bounds[peers.own.stop])
         deal = Deal.of(np.diff(bounds).tolist(), peers.own, self.offsets(model))

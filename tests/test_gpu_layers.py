@@ -20,8 +20,8 @@ from wholebatch.functional import batch_norm
 from wholebatch.kernels.batch_norm import Reference, choose_kernel, native
 from wholebatch.kernels.gpu import finding
 from wholebatch.kernels.gpu.kernel import Triton
-from wholebatch.kernels.gpu.place import Place
 from wholebatch.kernels.gpu.plan import Plan
+from wholebatch.kernels.place import Place
 from wholebatch.kernels.wish import wished
 
 pytestmark = quiet

@@ -13,6 +13,7 @@ from torch import Tensor
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
 from wholebatch.kernels.batch_norm.outputs import outputs
 from wholebatch.kernels.native import native_available, native_module
+from wholebatch.kernels.place import Place, laid_as, place_of
 from wholebatch.kernels.wish import wished
 from wholebatch.moments import Moments
 
@@ -35,8 +36,8 @@ class Native:
         assert mask is None
         z, place = place_of(z)
         mean, m2 = _vectors(z, 2)
-        self.native.batch_norm_moments(*place, z.data_ptr(), mean.data_ptr(), m2.data_ptr())
-        return Moments(count_of(place), mean, m2)
+        self.native.batch_norm_moments(*where(z, place), mean.data_ptr(), m2.data_ptr())
+        return Moments(place.elements, mean, m2)
 
     def apply(self, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
         z, place = place_of(z)
@@ -44,7 +45,7 @@ class Native:
         mean, rstd = mean.contiguous(), rstd.contiguous()
         held, given = hand_over(z, affine)
         self.native.batch_norm_apply(
-            *place, z.data_ptr(), *given, affine.slope, y.data_ptr(), address_of(mean), address_of(rstd)
+            *where(z, place), *given, affine.slope, y.data_ptr(), address_of(mean), address_of(rstd)
         )
         del held
         return y
@@ -70,11 +71,10 @@ class Native:
         """
         z, place = place_of(z)
         y = self.outputs.like(z)
-        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
+        statistics = torch.empty((3, place.c), dtype=accumulation_dtype(z.dtype))
         held, given = hand_over(z, affine)
         self.native.batch_norm_forward(
-            *place,
-            z.data_ptr(),
+            *where(z, place),
             *given,
             affine.slope,
             y.data_ptr(),
@@ -86,7 +86,7 @@ class Native:
         )
         del held
         tell_moved(running_mean, running_var)
-        return y, statistics, count_of(place)
+        return y, statistics, place.elements
 
     def sums(self, g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, affine: Affine) -> Tensor:
         mean, rstd = mean.contiguous(), rstd.contiguous()
@@ -95,11 +95,11 @@ class Native:
     def sums_at(self, g: Tensor, z: Tensor, mean: int, rstd: int, affine: Affine, dweight: int, dbias: int) -> Tensor:
         """:meth:`sums` by addresses; they go to ``dweight`` and ``dbias`` too, where these are not 0."""
         z, place = place_of(z)
-        g = laid_as(g, z)
-        sums = torch.empty((2, place[2]), dtype=accumulation_dtype(z.dtype))
+        g = laid_as(g, z, self.outputs.like)
+        sums = torch.empty((2, place.c), dtype=accumulation_dtype(z.dtype))
         held, given = hand_over(z, affine)
         self.native.batch_norm_sums(
-            *place, z.data_ptr(), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr(), dweight, dbias
+            *where(z, place), *given, affine.slope, g.data_ptr(), mean, rstd, sums.data_ptr(), dweight, dbias
         )
         del held
         return sums
@@ -148,13 +148,12 @@ class Native:
     ) -> tuple[Tensor, Tensor | None]:
         """``before`` and ``after`` are ``run``'s arguments on either side of dz and dresidual."""
         z, place = place_of(z)
-        g = laid_as(g, z)
+        g = laid_as(g, z, self.outputs.like)
         dz = self.outputs.like(z)
         dresidual = None if affine.residual is None else self.outputs.like(z)
         held, given = hand_over(z, affine)
         run(
-            *place,
-            z.data_ptr(),
+            *where(z, place),
             *given,
             affine.slope,
             g.data_ptr(),
@@ -212,36 +211,9 @@ def borrows() -> bool:
     return load().use_exchange(Tensor, torch.nn.Parameter, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # type: ignore[no-any-return]
 
 
-Place = tuple[int, int, int, int]
-
-
-def place_of(z: Tensor) -> tuple[Tensor, Place]:
-    """``z``, copied where its layout is none of those that are served, and its storage and ``(n, channels, inner)``."""
-    shape = z.shape
-    channels = shape[1]
-    if z.is_contiguous():
-        inner = 1
-        for extent in shape[2:]:
-            inner *= extent
-        n = shape[0]
-        if channels == 1:  # one plane is as good as many
-            n, inner = 1, n * inner
-        return z, (STORAGES[z.dtype], n, channels, inner)
-    if z.dim() > 2 and z.movedim(1, -1).is_contiguous():
-        return z, (STORAGES[z.dtype], z.numel() // channels, channels, 1)
-    return place_of(torch.empty_like(z, memory_format=torch.contiguous_format).copy_(z))
-
-
-def count_of(place: Place) -> int:
-    """Elements of a channel."""
-    return place[1] * place[3]
-
-
-def laid_as(x: Tensor, z: Tensor) -> Tensor:
-    """``x`` with its elements in memory as those of ``z`` are."""
-    if x.stride() == z.stride() or (x.is_contiguous() and z.is_contiguous()):
-        return x
-    return outputs().like(z).copy_(x)
+def where(z: Tensor, place: Place) -> tuple[int, int, int, int, int]:
+    """What every kernel is told of ``z``: how it is stored, its place, and its address."""
+    return STORAGES[z.dtype], *place, z.data_ptr()
 
 
 def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -274,7 +246,7 @@ def _refuse_without_memory(x: Tensor) -> int:
 
 def hand_over(z: Tensor, affine: Affine) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int]]:
     """The tensors, which must live as long as their addresses are used, and the addresses."""
-    residual = None if affine.residual is None else laid_as(affine.residual, z)
+    residual = None if affine.residual is None else laid_as(affine.residual, z, outputs().like)
     weight = None if affine.weight is None else affine.weight.contiguous()
     bias = None if affine.bias is None else affine.bias.contiguous()
     return (residual, weight, bias), (address_of(residual), address_of(weight), address_of(bias))

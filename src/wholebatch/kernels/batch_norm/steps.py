@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wholebatch.kernels.batch_norm.alone import Alone
 from wholebatch.kernels.batch_norm.kernel import Affine, accumulation_dtype
-from wholebatch.kernels.batch_norm.native import Native, address_of, count_of, hand_over, place_of, tell_moved
+from wholebatch.kernels.batch_norm.native import Native, address_of, hand_over, tell_moved, where
+from wholebatch.kernels.place import place_of
 
 
 class Steps(Native, Alone):
@@ -20,10 +21,10 @@ class Steps(Native, Alone):
     def begin(self, z: Tensor) -> tuple[Tensor, int]:
         """``(statistics, count)`` of this part: ``(3, C)``, with mean and M2; rstd is left to :meth:`finish`."""
         z, place = place_of(z)
-        statistics = torch.empty((3, place[2]), dtype=accumulation_dtype(z.dtype))
+        statistics = torch.empty((3, place.c), dtype=accumulation_dtype(z.dtype))
         mean = statistics.data_ptr()
-        self.native.batch_norm_moments(*place, z.data_ptr(), mean, mean + place[2] * statistics.element_size())
-        return statistics, count_of(place)
+        self.native.batch_norm_moments(*where(z, place), mean, mean + place.c * statistics.element_size())
+        return statistics, place.elements
 
     def finish(
         self,
@@ -41,8 +42,7 @@ class Steps(Native, Alone):
         y = self.outputs.like(z)
         held, given = hand_over(z, affine)
         self.native.batch_norm_finish(
-            *place,
-            z.data_ptr(),
+            *where(z, place),
             *given,
             affine.slope,
             y.data_ptr(),

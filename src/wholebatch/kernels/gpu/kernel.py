@@ -15,8 +15,9 @@ from wholebatch.kernels.batch_norm.alone import Alone
 from wholebatch.kernels.batch_norm.kernel import Affine
 from wholebatch.kernels.gpu import backward, forward
 from wholebatch.kernels.gpu.launching import launch
-from wholebatch.kernels.gpu.place import Place, laid_as, place_of, spread
+from wholebatch.kernels.gpu.masks import spread
 from wholebatch.kernels.gpu.plan import LIMITS, Limits, Plan, cdiv, make_plan
+from wholebatch.kernels.place import Place, laid_as, place_of
 from wholebatch.moments import Moments
 
 LINEAR, RELU, LEAKY = 0, 1, 2  # as in arithmetic.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,15 +38,8 @@ def place_of(z: Tensor) -> tuple[Tensor, Place]:
     return place_of(z.contiguous())
 
 
-def spread(mask: Tensor | None, z: Tensor) -> Tensor | None:
-    """A mask that broadcasts to ``z`` from ``(N, 1, *)``, with a byte for each position."""
-    if mask is None:
-        return None
-    return mask.expand(z.shape[0], 1, *z.shape[2:]).contiguous().view(torch.uint8)
-
-
-def laid_as(x: Tensor, z: Tensor) -> Tensor:
-    """``x`` with its elements in memory as those of ``z`` are."""
+def laid_as(x: Tensor, z: Tensor, like: Callable[[Tensor], Tensor] = torch.empty_like) -> Tensor:
+    """``x`` with its elements in memory as those of ``z`` are; a copy is what ``like(z)`` gives, filled."""
     if x.stride() == z.stride() or (x.is_contiguous() and z.is_contiguous()):
         return x
-    return torch.empty_like(z).copy_(x)
+    return like(z).copy_(x)

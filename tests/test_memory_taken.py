@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.programs import run
 from wholebatch import Optimizer
 from wholebatch.feedforward.footprint import native_need, reference_need
 from wholebatch.feedforward.settings import Architecture
-from wholebatch.kernels import native_available
+from wholebatch.kernels import native_available, product_unit
 
 needs_native = pytest.mark.skipif(not native_available(), reason="the compiled part of wholebatch is missing")
 # In a process of its own: what is measured is how far it grows.
@@ -40,7 +41,8 @@ def train(sizes, rows):
     data = prepare(x, np.arange(rows) % sizes[-1], None, net.architecture, loss, getattr(torch, order["dtype"]))
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    engine = make_engine(net, loss, Optimizer(), n_threads=2, engine=order["engine"])
+    how = {"engine": order["engine"], "matmul_precision": order["precision"]}
+    engine = make_engine(net, loss, Optimizer(), n_threads=2, **how)
     offsets = batch_offsets(rows, rows, net.architecture)
     for _ in range(2):
         engine.train_epoch(data, np.arange(rows), offsets, np.full(1, 1e-3))
@@ -54,9 +56,12 @@ can_measure = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), rea
 BESIDE = 16 << 20
 
 
-def grown(engine: str, sizes: list[int], rows: int, norm: str, dtype: str, forked: bool = True) -> int:
+def grown(
+    engine: str, sizes: list[int], rows: int, norm: str, dtype: str, precision: str = "highest", *, forked: bool = True
+) -> int:
     """Bytes; some MB more where it was forked, as the libraries' pages come back when they are read again."""
-    order = json.dumps({"engine": engine, "sizes": sizes, "rows": rows, "norm": norm, "dtype": dtype})
+    names = {"engine": engine, "sizes": sizes, "rows": rows, "norm": norm, "dtype": dtype, "precision": precision}
+    order = json.dumps(names)
     command = [sys.executable, "-c", MEASURE, order]
     done = run(MEASURE, order) if forked else subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -77,13 +82,30 @@ def test_the_native_engine_takes_what_is_counted(sizes: list[int], rows: int, no
     assert abs(grown("native", sizes, rows, norm, dtype) - counted) < 0.1 * counted + BESIDE
 
 
+@needs_native
 @can_measure
-def test_the_reference_engine_takes_no_less_than_is_counted():
+@pytest.mark.skipif(product_unit() is None, reason="the processor has no unit for products of bfloat16")
+@pytest.mark.parametrize(("rows", "precision"), [(256, "high"), (24_000, "medium")])
+def test_operands_that_are_rounded_take_what_is_counted_more(rows: int, precision: Any):
+    """With a large net they are of weights, with a large mini-batch of gradients; to 10 % and what ten buffers of them
+    are rounded up by."""
+    sizes = [64, 2000, 2000, 10] if rows == 256 else [16, 500, 500, 5]
+    architecture = Architecture(sizes[0], tuple(sizes[1:-1]), sizes[-1], norm="layer")
+    needs = [native_need(architecture, Optimizer(), rows, torch.float32, 2, of).total for of in ("highest", precision)]
+    grew = [grown("native", sizes, rows, "layer", "float32", of) for of in ("highest", precision)]
+    counted, beside = needs[1] - needs[0], 10 << 20
+    assert counted > 2 * beside
+    assert abs(grew[1] - grew[0] - counted) < 0.1 * counted + beside
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@can_measure
+def test_the_reference_engine_takes_no_less_than_is_counted(precision: Any):
     """What would fit must not be refused."""
     sizes, rows = [16, 100, 100, 5], 20_000
-    counted = reference_need(Architecture(16, (100, 100), 5), Optimizer(), rows, torch.float32).total
+    counted = reference_need(Architecture(16, (100, 100), 5), Optimizer(), rows, torch.float32, precision).total
     assert counted > 30e6
-    assert grown("reference", sizes, rows, "batch", "float32", forked=False) > counted
+    assert grown("reference", sizes, rows, "batch", "float32", precision, forked=False) > counted
 
 
 WHOLE_FITS = """

@@ -18,6 +18,8 @@ from wholebatch.feedforward.threads import BLOCK_ROWS, choose_split
 LINE = 64  # bytes of a cache line
 KEPT_BYTES = 1 << 20  # inputs of a layer that are kept and not made again: kept_bytes in native/network.cpp
 GROUPED_WEIGHTS = 1 << 17  # of a matrix whose gradient is summed in groups of blocks: summed_in_groups in network.h
+TURNED = 1 << 18  # elements of h that are turned at a time, at least: most_turned in native/products.cpp
+NUMBERS = {"highest": 0, "medium": 1, "high": 2}  # of bfloat16 that a number of an operand is rounded to
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 
 
@@ -46,7 +48,11 @@ def native_need(
     threads: int,
     matmul_precision: MatmulPrecision = "highest",
 ) -> Need:
-    """The buffers of ``Network`` (native/network.cpp: constructor and ``prepare``), and the optimizer's state."""
+    """The buffers of ``Network`` (native/network.cpp: constructor and ``prepare``), and the optimizer's state.
+
+    Args:
+        matmul_precision: that the products have: "highest" where the processor has no unit for others.
+    """
     a, size, double = architecture, dtype.itemsize, 8
     width, line = VECTOR_BYTES[kernels.instruction_set()] // size, LINE // size
     forms = 2 + len(optimizer.state_names)  # value, gradient and what the optimizer keeps
@@ -66,7 +72,8 @@ def native_need(
         if depth * fan_out <= GROUPED_WEIGHTS:
             part, grouped = max(part, depth * padded), max(grouped, depth * fan_out)
         net += (forms * depth * padded + padded) * size  # the weights; which columns are real
-        net += fan_out * _whole(fan_in, width) * size if layer else 0  # their transpose
+        if matmul_precision == "highest":
+            net += fan_out * _whole(fan_in, width) * size if layer else 0  # their transpose
         net += 2 * -(-padded // (2 * width)) * depth * double  # squares of the weights' rows and of the gradient's
         if not hidden:
             break
@@ -81,7 +88,41 @@ def native_need(
     batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
     groups = _groups(blocks, grouped)
     batch += min(2, last + 1) * groups * part * size if groups > 1 else 0  # sums of weights' gradients
-    return Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
+    need = Need(net + _state_bytes(a, optimizer, dtype), batch, 0, rows, dtype)
+    if matmul_precision == "highest":
+        return need
+    of_net, of_batch = _rounded_bytes(a, blocks, groups, threads, width, NUMBERS[matmul_precision])
+    return need.plus(net=of_net, batch=of_batch)
+
+
+def _rounded_bytes(
+    architecture: Architecture, blocks: int, groups: int, threads: int, width: int, numbers: int
+) -> tuple[int, int]:
+    """Of the net and of the mini-batch, ``Network``'s rounded operands (native/products.cpp: ``prepare_products``).
+
+    Args:
+        blocks, groups: of a mini-batch's rows.
+        width: numbers of a vector of float32.
+        numbers: of bfloat16 for each of float32.
+    """
+    a, net, batch = architecture, 0, 0
+    last, steps = len(a.sizes) - 2, BLOCK_ROWS // 32  # of a block's rows
+
+    def tiles(outer: int, inner_steps: int) -> int:
+        return -(-outer // 16) * inner_steps * 512 * 2 * numbers
+
+    left, right = TURNED * 2 * numbers, 0
+    gradients, sums = [0, 0], [0, 0]  # of odd and even layers
+    for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
+        has_bias, padded = a.hidden_bias or layer == last, _whole(fan_out, width)
+        net += tiles(padded, -(-fan_in // 32)) + (tiles(fan_in, -(-fan_out // 32)) if layer else 0)
+        in_groups = (fan_in + has_bias) * fan_out <= GROUPED_WEIGHTS
+        kept = 0 if in_groups and groups > 1 else blocks
+        gradients[layer % 2] = max(gradients[layer % 2], tiles(padded, steps * kept))
+        sums[layer % 2] = max(sums[layer % 2], kept * padded * 4 if has_bias else 0)
+        left = max(left, tiles(fan_in, steps), tiles(BLOCK_ROWS, -(-max(fan_in, fan_out) // 32)))
+        right = max(right, tiles(padded, steps) if in_groups and groups > 1 else 0)
+    return net + threads * (left + right), batch + sum(gradients) + sum(sums)
 
 
 def reference_need(
@@ -99,9 +140,9 @@ def reference_need(
     net = 2 * net_bytes(a, dtype) + 2 * _state_bytes(a, optimizer, dtype)
     kept = 1 if a.norm == "none" else 2  # of a hidden layer: its output, and the input of its norm
     batch = rows * (a.in_features + kept * sum(a.hidden_layer_sizes) + a.out_features) * dtype.itemsize
-    copies = {"highest": 0, "medium": 1, "high": 2}[matmul_precision]
-    net += copies * a.sizes[-2] * a.out_features * dtype.itemsize
-    batch += copies * rows * a.sizes[-2] * dtype.itemsize
+    copies = NUMBERS[matmul_precision] * dtype.itemsize
+    net += copies * a.sizes[-2] * a.out_features
+    batch += copies * rows * a.sizes[-2]
     return Need(net, batch, 0, rows, dtype)
 
 

@@ -37,9 +37,9 @@ class Need:
     rows: int = 0
     dtype: torch.dtype = torch.float32
 
-    def plus(self, *, net: int = 0, table: int = 0) -> Need:
+    def plus(self, *, net: int = 0, batch: int = 0, table: int = 0) -> Need:
         """The same and more."""
-        return replace(self, net=self.net + net, table=self.table + table)
+        return replace(self, net=self.net + net, batch=self.batch + batch, table=self.table + table)
 
     def times(self, processes: int) -> Need:
         """What so many processes need that each need this."""

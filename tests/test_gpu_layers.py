@@ -17,7 +17,7 @@ from tests.gpu_kernels import DEVICE, KERNELS, affine_for, draw, quiet
 from tests.kernel_inputs import EPS, make_mask
 from tests.twice import Twice
 from wholebatch.functional import batch_norm
-from wholebatch.kernels.batch_norm import Reference, choose_kernel, native
+from wholebatch.kernels.batch_norm import Reference, choose_kernel, native, steps
 from wholebatch.kernels.gpu import finding
 from wholebatch.kernels.gpu.kernel import Triton
 from wholebatch.kernels.gpu.plan import Plan
@@ -30,7 +30,7 @@ pytestmark = quiet
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without a card, tensors of the CPU go to the GPU's kernels."""
-    caches = (wished, native.is_enabled, finding._takes_host_tensors)
+    caches = (wished, steps, native.is_enabled, finding._takes_host_tensors)
     if DEVICE == "cpu":
         monkeypatch.setenv("WHOLEBATCH_KERNELS", "gpu")
     for cache in caches:

@@ -68,9 +68,14 @@ public:
   // The columns [begin, end) of the terms that belong to a group, from one value per channel.
   void spread(std::int64_t group, const A *from, A *to) const {
     const std::int64_t begin = first_channel(group), end = first_channel(group + 1);
-    for (std::int64_t f = 0; f < fold_; ++f)
+    for (std::int64_t f = 0; f < fold_; ++f) {
+      if (shape_.inner == 1) { // most often: one call for all
+        std::copy_n(from + begin, end - begin, to + f * shape_.channels + begin);
+        continue;
+      }
       for (std::int64_t c = begin; c < end; ++c)
         std::fill_n(to + (f * shape_.channels + c) * shape_.inner, shape_.inner, from[c]);
+    }
   }
 
   void moments(const T *z, std::int64_t group, std::int64_t chunk, double *mean, double *m2) const {

@@ -48,6 +48,14 @@ template <class E> E choose(const std::map<std::string, E> &known, const std::st
   return found->second;
 }
 
+MatmulPrecision precision_of(const std::string &name) {
+  const std::map<std::string, MatmulPrecision> known{
+      {"highest", MatmulPrecision::highest}, {"high", MatmulPrecision::high}, {"medium", MatmulPrecision::medium}};
+  if (!known.contains(name))
+    throw std::invalid_argument("matmul_precision is '" + name + "'; choose one of 'highest', 'high', 'medium'");
+  return known.at(name);
+}
+
 Configuration configure(const nb::dict &d) {
   const auto number = [&](const char *key) { return nb::cast<double>(d[key]); };
   const auto text = [&](const char *key) { return nb::cast<std::string>(d[key]); };
@@ -90,12 +98,7 @@ Configuration configure(const nb::dict &d) {
   c.seed = nb::cast<std::uint64_t>(d["seed"]);
   c.threads = nb::cast<int>(d["threads"]);
   c.by_neuron = nb::cast<bool>(d["by_neuron"]);
-  const std::string precision = text("matmul_precision");
-  const std::map<std::string, MatmulPrecision> precisions{
-      {"highest", MatmulPrecision::highest}, {"high", MatmulPrecision::high}, {"medium", MatmulPrecision::medium}};
-  if (!precisions.contains(precision))
-    throw std::invalid_argument("matmul_precision is '" + precision + "'; choose one of 'highest', 'high', 'medium'");
-  c.matmul_precision = precisions.at(precision);
+  c.matmul_precision = precision_of(text("matmul_precision"));
   return c;
 }
 
@@ -324,10 +327,13 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
 NB_MODULE(_native, m) {
   using namespace wholebatch;
   m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
-  m.def("product_unit", []() -> std::optional<std::string> {
-    const ProductUnit unit = product_unit();
-    return unit == ProductUnit::none ? std::nullopt : std::optional<std::string>(name_of(unit));
-  });
+  m.def(
+      "product_unit",
+      [](const std::string &matmul_precision) -> std::optional<std::string> {
+        const ProductUnit unit = product_unit(precision_of(matmul_precision));
+        return unit == ProductUnit::none ? std::nullopt : std::optional<std::string>(name_of(unit));
+      },
+      "matmul_precision"_a = "medium");
   m.def("has_counter", &Ticks::has_counter);
   m.def("mark_cost", &mark_cost, "marks"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());

@@ -1,5 +1,5 @@
-// Which unit of the processor multiplies bfloat16 numbers: the best that is there, or the one that
-// WHOLEBATCH_PRODUCT_UNIT names.
+// Which unit of the processor multiplies bfloat16 numbers: the best of those that are faster than float32, or the one
+// that WHOLEBATCH_PRODUCT_UNIT names.
 #pragma once
 
 #include "products.h"
@@ -12,7 +12,7 @@ const char *name_of(ProductUnit unit);
 
 // Throws std::invalid_argument where the variable names one that is unknown, or not here. Beside other instructions
 // than those of AVX-512 there is none.
-ProductUnit product_unit();
+ProductUnit product_unit(MatmulPrecision precision);
 
 // Its products; null for "highest", where there is no unit, and for float64.
 template <class T> const Products<T> *products(MatmulPrecision precision);

@@ -12,8 +12,8 @@ T = TypeVar("T", np.float32, np.float64)
 def instruction_set() -> str:
     """Which kernels run: avx512, avx2 or portable. ValueError where WHOLEBATCH_INSTRUCTION_SET is wrong."""
 
-def product_unit() -> str | None:
-    """What multiplies bfloat16 numbers here: amx, avx512_bf16 or None.
+def product_unit(matmul_precision: str = "medium") -> str | None:
+    """What multiplies bfloat16 numbers here: amx, avx512_bf16, or None where nothing does faster than float32.
 
     ValueError where WHOLEBATCH_PRODUCT_UNIT is wrong.
     """

@@ -49,10 +49,18 @@ def native_module() -> ModuleType:
     return module
 
 
-def product_unit() -> str | None:
-    """The processor's unit for products of bfloat16 numbers that runs here: ``amx``, ``avx512_bf16``, or None."""
+def product_unit(matmul_precision: str = "medium") -> str | None:
+    """The processor's unit for products of bfloat16 numbers that runs here: ``amx``, ``avx512_bf16``, or None.
+
+    Only where it is faster than products of float32 numbers: AMX is; AVX-512 BF16 is for ``"medium"`` on AMD's
+    processors, but neither on Intel's nor for ``"high"``. ``WHOLEBATCH_PRODUCT_UNIT`` forces ``amx``, ``avx512_bf16`` or
+    ``none``, for tests and measurements.
+
+    Raises:
+        ValueError: the variable names a unit that is unknown, or that is not here; an unknown precision.
+    """
     ask = getattr(_load()[0], "product_unit", None)
-    unit: str | None = None if ask is None else ask()
+    unit: str | None = None if ask is None else ask(matmul_precision)
     return unit
 
 
@@ -60,8 +68,8 @@ def product_unit() -> str | None:
 def say_no_product_unit() -> None:
     """Warn, once per process, that products asked for in bfloat16 are made of float32 numbers."""
     warnings.warn(
-        "this processor has no unit for products of bfloat16 numbers that wholebatch knows (AMX or AVX-512 BF16): the "
-        "native engine's products are of float32 numbers, as with matmul_precision='highest'",
+        "this processor has no unit for products of bfloat16 numbers that would be faster here (AMX, or for 'medium' "
+        "AMD's AVX-512 BF16): the native engine's products are of float32 numbers, as with matmul_precision='highest'",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ IN_FLOAT64 = (
     r"net.float\(\), or matmul_precision='highest'"
 )
 X32 = X.astype(np.float32)
+HAS_UNIT = kernels.native_available() and all(kernels.product_unit(precision) for precision in PRECISIONS[1:])
+ENGINES = ["reference", *(["native"] if HAS_UNIT else [])]
 
 
 def net(dtype: torch.dtype = torch.float32) -> FeedForward:
@@ -49,9 +52,10 @@ def trained(**settings: Any) -> dict[str, Tensor]:
     return copy_of(model)
 
 
-def test_fit_takes_it_and_the_highest_is_the_default():
-    nets = {precision: trained(matmul_precision=precision) for precision in PRECISIONS}
-    assert same(nets["highest"], trained())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fit_takes_it_and_the_highest_is_the_default(engine: str):
+    nets = {precision: trained(engine=engine, matmul_precision=precision) for precision in PRECISIONS}
+    assert same(nets["highest"], trained(engine=engine))
     for one, other in (("highest", "high"), ("high", "medium"), ("highest", "medium")):
         assert not same(nets[one], nets[other])
 
@@ -71,20 +75,21 @@ def part(rank: int, ranks: int, shards: int = 4) -> slice:
 
 
 def over_ranks(rank: int, ranks: int, group: str | None, sync: Any = "all") -> list[dict[str, Tensor]]:
-    """The nets of both lower precisions, from inputs far from zero."""
+    """The nets of both lower precisions on every engine, from inputs far from zero."""
     found = []
-    for precision in PRECISIONS[1:]:
+    for engine, precision in product(ENGINES, PRECISIONS[1:]):
         model, own = net(), part(rank, ranks)
         settings: dict[str, Any] = {"spread": Spread(4 if sync == "all" else ranks, sync), "process_group": group}
+        x = X32[own] + (1e3 if sync == "all" else 0)  # late statistics move nothing
         training = Training(epochs=2, batch_size=16)
-        model.fit(1e3 + X32[own], Y[own], training=training, engine="reference", matmul_precision=precision, **settings)
+        model.fit(x, Y[own], training=training, engine=engine, matmul_precision=precision, **settings)
         found.append(copy_of(model))
     return found
 
 
 def test_over_shards_the_same_bits_with_any_number_of_ranks():
     alone = over_ranks(0, 1, None)
-    assert not same(*alone)
+    assert not any(same(one, other) for one, other in combinations(alone, 2))
     for outcome in run_ranks(over_ranks, 2, 2, "world"):
         assert all(same(one, other) for one, other in zip(outcome.value, alone, strict=True))
 
@@ -92,7 +97,7 @@ def test_over_shards_the_same_bits_with_any_number_of_ranks():
 def test_ranks_that_normalise_by_late_statistics_have_the_same_net():
     one, other = (outcome.value for outcome in run_ranks(over_ranks, 2, 2, "world", "late"))
     assert all(same(a, b) for a, b in zip(one, other, strict=True))
-    assert not same(*one)
+    assert not any(same(a, b) for a, b in combinations(one, 2))
 
 
 def disagree(rank: int) -> str:
@@ -113,11 +118,12 @@ def test_ranks_that_differ_are_told():
         )
 
 
+needs_native = pytest.mark.skipif(not kernels.native_available(), reason="the compiled part of wholebatch is missing")
+
+
+@needs_native
 def test_a_processor_without_a_unit_has_float32_products_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
-    """On any processor: what the compiled part would answer there is put in its place."""
-    if not kernels.native_available():
-        pytest.skip("the compiled part of wholebatch is missing")
-    monkeypatch.setattr(kernels, "product_unit", lambda: None)
+    monkeypatch.setenv("WHOLEBATCH_PRODUCT_UNIT", "none")
     kernels.say_no_product_unit.cache_clear()
     with pytest.warns(RuntimeWarning, match="no unit for products of bfloat16 numbers") as said:
         found = trained(engine="native", matmul_precision="medium")
@@ -131,8 +137,18 @@ def test_a_processor_without_a_unit_has_float32_products_and_says_so_once(monkey
     kernels.say_no_product_unit.cache_clear()
 
 
+@needs_native
+def test_an_unknown_unit_is_told_in_one_sentence(tmp_path: Path):
+    line = ["train", "iris", "--target", "species", "--matmul-precision", "medium", "--out", str(tmp_path / "run")]
+    code, out, err = start(tmp_path, *line, WHOLEBATCH_PRODUCT_UNIT="abacus").wait()
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "WHOLEBATCH_PRODUCT_UNIT is 'abacus'; known are amx, avx512_bf16 and none" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_bits_depend_on_names_the_unit(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernels, "product_unit", lambda: "amx")
+    monkeypatch.setattr(kernels, "product_unit", lambda *_: "amx")
     monkeypatch.setattr(wholebatch.feedforward.engines, "_is_native", lambda engine, say=False: engine == "native")
     assert describe_engine("native", 2) == describe_engine("native", 3, "highest")
     assert describe_engine("native", 2, "high").endswith(" instructions, products in bfloat16 (high), by amx")

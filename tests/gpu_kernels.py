@@ -41,6 +41,22 @@ def _convert_float(x: Any, given: Any, wanted: Any, rounding: Any) -> Any:
 
 interpreter._convert_float = _convert_float
 
+_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    """Products of bfloat16 numbers, which the interpreter of Triton 3.9 takes for whole numbers: here of the float32
+    numbers that they are, as a card's units multiply them, exactly."""
+    return _dot(self, *(_as_float32(x) if x.dtype is tl.bfloat16 else x for x in (a, b)), *rest)
+
+
+def _as_float32(x: Any) -> Any:
+    wide = _convert_float(x.data, tl.bfloat16, tl.float32, None).view(np.float32)
+    return interpreter.TensorHandle(wide, tl.float32)
+
+
+interpreter.InterpreterBuilder.create_dot = _create_dot
+
 _ready: set[str] = set()
 
 

@@ -195,18 +195,21 @@ class DeviceEngine:
         if self._course.lay(order, counts, totals, rates, self.step) or self._pass is None:
             self._replays.forget()
         if self._pass is None:
-            weighted = self.loss.weigh_moments and table.weight is not None
-            self._pass = Pass(
-                self.model,
-                self._parameters,
-                self.loss,
-                self._meetings,
-                self.seed,
-                self.matmul_precision,
-                centre=table.centre,
-                weighted=weighted,
-            )
+            self._pass = self._make_pass(table)
         return counts
+
+    def _make_pass(self, table: Table, *, fused: bool = True) -> Pass:
+        return Pass(
+            self.model,
+            self._parameters,
+            self.loss,
+            self._meetings,
+            self.seed,
+            self.matmul_precision,
+            centre=table.centre,
+            weighted=self.loss.weigh_moments and table.weight is not None,
+            fused=fused,
+        )
 
     def _lay_down(self, data: Data) -> Table:
         table = self._table
@@ -235,7 +238,6 @@ class DeviceEngine:
             return
         step = int(bad[0])
         assert self._table is not None
-        assert self._pass is not None
         self._parameters.load()
         self._course.place.copy_(torch.tensor([0, 0, self.step]))
         if restart:
@@ -243,7 +245,7 @@ class DeviceEngine:
         for sizes in counts[:step].tolist():
             self._step(tuple(sizes), update=True)
         batch = self._course.batch(self._table, tuple(counts[step].tolist()))
-        layer = self._pass.first_layer_not_finite(batch)
+        layer = self._make_pass(self._table, fused=False).first_layer_not_finite(batch)
         if self.peers is not None:
             own = torch.full((len(self._meetings.own), 1), layer, device=self.device)
             layer = int(self._meetings.gather(own).wait().min())

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from wholebatch.feedforward.cuda_course import Batch
+from wholebatch.feedforward.cuda_fused import Chain
 from wholebatch.feedforward.cuda_meetings import Meetings
 from wholebatch.feedforward.cuda_norm import Merged, Whole
 from wholebatch.feedforward.cuda_parameters import Parameters
+from wholebatch.feedforward.cuda_plan import SLOPES, plan_pass
 from wholebatch.feedforward.cuda_stages import Dropout, Later, Linear, Module, Stage
 from wholebatch.feedforward.losses import loss_sum
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, MatmulPrecision
-
-# What a batch norm's kernel takes along, by torch's module: the slope below 0.
-SLOPES: dict[type[nn.Module], float] = {nn.ReLU: 0.0, nn.LeakyReLU: 0.01, nn.Identity: 1.0}
 
 
 class Pass:
@@ -30,6 +29,10 @@ class Pass:
     Args:
         centre: ``(in_features,)``, what was taken from each column of the table; or None.
         weighted: sample weights weigh batch norm's moments.
+        fused: in fused blocks, where these serve.
+
+    Attributes:
+        plan: whether they do, and why.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Pass:
         *,
         centre: Tensor | None,
         weighted: bool,
+        fused: bool = True,
     ) -> None:
         self._model, self._parameters, self._loss, self._meetings = model, parameters, loss, meetings
         flat = parameters.flat
@@ -50,7 +54,16 @@ class Pass:
         if loss.class_weights is not None:
             self._class_weights = torch.tensor(loss.class_weights).to(flat)
         self._precision = precision
-        self._stages = list(self._build(seed, centre, weighted))
+        weight = parameters.values["layers.0.weight"]
+        self.plan = plan_pass(
+            model.architecture, weight, shards=meetings.shards, weighted=weighted, precision=precision
+        )
+        self._stages: list[tuple[int, Stage]]
+        if self.plan.fused and fused:
+            slope = SLOPES[type(model.layers[2])]
+            self._stages = [(len(model.parts()), Chain(model, parameters, slope, centre))]
+        else:
+            self._stages = list(self._build(seed, centre, weighted))
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss with the penalty, penalty), of no dimension; the gradients are in ``parameters.total``."""

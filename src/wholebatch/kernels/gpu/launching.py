@@ -9,11 +9,10 @@ from torch import Tensor
 
 from wholebatch.kernels.gpu.finding import interpreted
 
-# No contraction: element by element the numbers are torch's, and the sign of t is the same in both passes.
-_OPTIONS = {"enable_fp_fusion": False}
 
-
-def launch(kernel: Any, grid: tuple[int, ...], warps: int, on: Tensor, *arguments: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], warps: int, on: Tensor, *arguments: Any, contracted: bool = False
+) -> None:
     """Start ``kernel`` on the current stream of the device of ``on``.
 
     Args:
@@ -22,13 +21,16 @@ def launch(kernel: Any, grid: tuple[int, ...], warps: int, on: Tensor, *argument
         warps: of a program.
         on: one of its tensors.
         arguments: the kernel's.
+        contracted: multiply and add in one where the compiler sees it, as products want it.
     """
+    options = _options(warps, contracted=contracted)
     if not on.is_cuda or on.device.index == torch.cuda.current_device():
-        kernel[grid](*arguments, **_options(warps))
+        kernel[grid](*arguments, **options)
     else:  # Triton starts kernels on the current device
         with torch.cuda.device(on.device):
-            kernel[grid](*arguments, **_options(warps))
+            kernel[grid](*arguments, **options)
 
 
-def _options(warps: int) -> dict[str, Any]:
-    return {} if interpreted() else {"num_warps": warps, **_OPTIONS}
+def _options(warps: int, *, contracted: bool = False) -> dict[str, Any]:
+    """No contraction else: element by element the numbers are torch's, and the sign of t is the same in both passes."""
+    return {} if interpreted() else {"num_warps": warps, "enable_fp_fusion": contracted}

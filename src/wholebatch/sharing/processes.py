@@ -130,7 +130,9 @@ class Processes:
         A meeting that did not come about at once goes to :meth:`settle`. None: there is no such memory, or somebody
         watches the meetings. Errors as :meth:`merge`.
         """
-        transport = self.open()
+        transport = self._on_host
+        if transport is None or self._broken is not None or self._process != os.getpid():
+            transport = self.open()
         self.thread = threading.get_ident()
         return transport.box if isinstance(transport, SharedMemory) and not watchers else None
 

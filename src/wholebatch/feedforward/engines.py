@@ -105,7 +105,7 @@ def native_precision(matmul_precision: MatmulPrecision, *, say: bool = False) ->
     Args:
         say: warn, once per process, where that is not what was asked for.
     """
-    if matmul_precision == "highest" or kernels.product_unit() is not None:
+    if matmul_precision == "highest" or kernels.product_unit(matmul_precision) is not None:
         return matmul_precision
     if say:
         kernels.say_no_product_unit()
@@ -118,7 +118,7 @@ def describe_products(engine: str, matmul_precision: MatmulPrecision, device: De
         return "float32"
     if not (is_on_cpu(device) and _is_native(engine)):
         return f"bfloat16 ({matmul_precision}), by torch"
-    unit = kernels.product_unit()
+    unit = kernels.product_unit(matmul_precision)
     if unit is None:
         return f"float32, for want of a bfloat16 unit ({matmul_precision} asked for)"
     return f"bfloat16 ({matmul_precision}), by {unit}"
@@ -186,10 +186,11 @@ def check_fit(
         return
     if _is_native(engine):
         threads = n_threads or choose_threads(architecture, rows)
-        need = native_need(architecture, optimizer, rows, dtype, threads, native_precision(matmul_precision))
+        precision = native_precision(matmul_precision)
+        need = native_need(architecture, optimizer, rows, dtype, threads, precision)
         then = n_threads or choose_threads(architecture, held)
         if held and (then, choose_split(held, then)) != (threads, choose_split(rows, threads)):
-            need = need.plus(net=native_need(architecture, optimizer, 0, dtype, then).net)
+            need = need.plus(net=native_need(architecture, optimizer, 0, dtype, then, precision).net)
     else:
         need = reference_need(architecture, optimizer, rows, dtype, matmul_precision)
     need, whose = need.plus(net=net), ""

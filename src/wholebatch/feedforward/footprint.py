@@ -122,7 +122,8 @@ def _rounded_bytes(
         sums[layer % 2] = max(sums[layer % 2], kept * padded * 4 if has_bias else 0)
         left = max(left, tiles(fan_in, steps), tiles(BLOCK_ROWS, -(-max(fan_in, fan_out) // 32)))
         right = max(right, tiles(padded, steps) if in_groups and groups > 1 else 0)
-    return net + threads * (left + right), batch + sum(gradients) + sum(sums)
+    own = threads * (left + right) if blocks else 0
+    return net + own, batch + sum(gradients) + sum(sums)
 
 
 def reference_need(

@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -23,8 +24,9 @@ namespace wholebatch {
 
 namespace {
 
-// As native/team.cpp: spinning longer makes hypervisors take the core away, and where a yield comes back late another
-// process holds this core, so that parking (which is woken ahead of others) is better.
+// As native/team.cpp: spinning longer makes hypervisors take the core away, and where a yield comes back late because
+// another process held this core, parking (which is woken ahead of others) is better. One that comes back late because
+// the hypervisor held it does not count: parking takes tens of microseconds, and would for the next thousand waits.
 constexpr int spins = 64;
 constexpr int yields = 2000; // about a millisecond on a free core
 constexpr std::int64_t late = 50'000;
@@ -33,6 +35,13 @@ constexpr int crowded_waits = 1000;
 std::int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+// How often the system has given this thread's core to another while it could have gone on.
+long times_displaced() {
+  rusage used{};
+  getrusage(RUSAGE_THREAD, &used);
+  return used.ru_nivcsw;
 }
 
 [[noreturn]] void fail(const char *what) { throw std::system_error(errno, std::generic_category(), what); }
@@ -270,15 +279,16 @@ bool Mailbox::wait_for(Place &other, std::int64_t deadline) {
       return true;
     relax();
   }
-  std::int64_t before = now();
   if (crowded_ > 0)
     --crowded_;
+  const long displaced = crowded_ == 0 ? times_displaced() : 0;
+  std::int64_t before = now();
   for (int i = 0; crowded_ == 0 && i < yields; ++i) {
     if (there())
       return true;
     sched_yield();
     const std::int64_t after = now();
-    if (after - before > late) {
+    if (after - before > late && times_displaced() != displaced) {
       crowded_ = crowded_waits;
       break;
     }

@@ -182,6 +182,7 @@ void differentiate_on(Mailbox &box, const Found &found, Tensor g, Tensor z, Tens
 } // namespace
 
 void bind_batch_norm_steps(nb::module_ &m) {
+  nb::set_leak_warnings(false); // a graph that outlives the interpreter, as jit.trace keeps one, holds what was found
   m.def("use_exchange", &use_exchange, "tensor"_a, "parameter"_a, "capsule"_a.none());
   nb::class_<Found>(m, "Found").def_ro("count", &Found::count).def_prop_ro("addresses", &addresses_of);
   const auto optional = [](const char *name) { return nb::arg(name).none(); };

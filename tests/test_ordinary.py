@@ -135,6 +135,24 @@ def test_what_is_not_ordinary_goes_another_way() -> None:
         assert way(BatchNorm1d(20), z) != ORDINARY
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_layer_normalises_what_it_is_given_later() -> None:
+    first, second = fill((64, 20), torch.float32), fill((64, 20), torch.float32, seed=1)
+    traced = torch.jit.trace(make_layer(20), first, check_trace=False)
+    assert torch.equal(traced(second), make_layer(20)(second))
+
+
+def test_without_a_way_to_look_at_tensors_nothing_fits() -> None:
+    native, z = steps().native, torch.randn(4, 3)
+    capsule = Tensor.__dlpack_c_exchange_api__
+    try:
+        assert not native.use_exchange(Tensor, nn.Parameter, None)
+        assert native.fits(z, *[None] * 6) == 0
+    finally:
+        assert native.use_exchange(Tensor, nn.Parameter, capsule)
+    assert native.fits(z, *[None] * 6) == 4 * 3 * 4  # bytes
+
+
 def test_bits_of_sums_do_not_depend_on_gradients_being_recorded() -> None:
     z, first, second = fill((64, 20), torch.float32), make_layer(20), make_layer(20)
     with torch.no_grad():

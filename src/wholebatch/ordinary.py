@@ -76,6 +76,7 @@ def train_at_once(
         or count_open()
         or PARTY.get() is not None
         or torch._C._len_torch_dispatch_stack()  # a mode wants to see operations
+        or torch._C._get_tracing_state()  # jit.trace records the call of a function, and y is none of its inputs
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or (running_mean is not None and running_mean.requires_grad)

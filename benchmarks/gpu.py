@@ -1,4 +1,5 @@
-"""``python -m benchmarks gpu``: one layer of batch norm on a GPU, ours and the peers', interleaved in one run."""
+"""``python -m benchmarks gpu``: one layer of batch norm on a GPU, or training steps there (``--steps``), ours and the
+peers', interleaved in one run."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ from typing import Any
 
 import click
 
-from benchmarks import gpu_tables, tables
+from benchmarks import gpu_steps, gpu_tables, tables
 from benchmarks.gpu_cases import DTYPES, SHAPES, GpuCase, cases
 from benchmarks.layer_cases import NORMS
 from benchmarks.options import Names, OutFile
 from benchmarks.rounds import BURST_SECONDS, Contender, Timings
+from benchmarks.shapes import SHAPES as STEPS
 from benchmarks.sheet import Sheet
 from benchmarks.talk import Talk
 from wholebatch import files
@@ -30,6 +32,7 @@ PEERS = ("torch", "sync", "compile")
 
 @click.command()
 @click.option("--shapes", type=Names("shape", tuple(SHAPES)), default=",".join(SHAPES), help="[default: all]")
+@click.option("--steps", type=Names("step", tuple(STEPS)), help="Training steps of these shapes, in place of layers.")
 @click.option("--dtypes", type=Names("dtype", tuple(DTYPES)), default=",".join(DTYPES), show_default=True)
 @click.option("--norms", type=Names("norm", NORMS), default="batch+relu", show_default=True)
 @click.option(
@@ -46,6 +49,7 @@ PEERS = ("torch", "sync", "compile")
 @click.option("--markdown", type=OutFile(), help="Write all tables to this file.")
 def gpu(
     shapes: tuple[str, ...],
+    steps: tuple[str, ...] | None,
     dtypes: tuple[str, ...],
     norms: tuple[str, ...],
     peers: tuple[str, ...],
@@ -60,8 +64,14 @@ def gpu(
     'torch' is torch eager, 'sync' its SyncBatchNorm in a group of one, 'compile' is torch.compile. Each is launched as
     a person gets it and, with graphs, replayed as one CUDA graph, which leaves the kernels alone. The bandwidth of a
     copy within the card's memory, measured in the same run, is what times are held against. Needs a GPU.
+
+    With --steps: whole training steps of a net, by wholebatch's engine for GPUs (as it is, layer by layer, and without
+    CUDA graphs), torch eager and torch.compile; of the other options --peers, --repeats and the files count.
     """
     device = find_device()
+    if steps:
+        measure_steps(steps, peers, device, repeats, json_path, markdown)
+        return
     from benchmarks.gpu_timing import copy_bandwidth
 
     names = ["wholebatch", *peers]
@@ -86,11 +96,48 @@ def gpu(
                 sheets.append(sheet)
                 talk.out.print(sheet.to_rich())
     talk.out.print(gpu_tables.LEGEND, highlight=False, markup=False)
+    _write(json_path, markdown, found, [*header, *talk.notes], sheets, gpu_tables.LEGEND)
+
+
+def measure_steps(
+    steps: tuple[str, ...],
+    peers: tuple[str, ...],
+    device: str,
+    repeats: int,
+    json_path: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Training steps of these shapes."""
+    sheets: list[Sheet] = []
+    found: list[dict[str, Any]] = []
+    header = [*describe(device), f"{repeats} rounds"]
+    with Talk() as talk:
+        for line in header:
+            talk.out.print(line, highlight=False, markup=False)
+        for name in steps:
+            shape = STEPS[name]
+            timings = gpu_steps.measure(shape, ["wholebatch", *peers], device, repeats, talk)
+            found += tables.rows_of(timings)
+            for sheet in (gpu_steps.times(shape, timings), tables.ratios(name, gpu_steps.ratios(shape, timings))):
+                sheets.append(sheet)
+                talk.out.print(sheet.to_rich())
+    talk.out.print(gpu_steps.LEGEND, highlight=False, markup=False)
+    _write(json_path, markdown, found, [*header, *talk.notes], sheets, gpu_steps.LEGEND)
+
+
+def _write(
+    json_path: Path | None,
+    markdown: Path | None,
+    found: list[dict[str, Any]],
+    header: list[str],
+    sheets: list[Sheet],
+    legend: str,
+) -> None:
     if json_path is not None:
         files.write_json(json_path, found)
     if markdown is not None:
-        parts = ["\n".join(f"- {line}" for line in [*header, *talk.notes]), *(s.to_markdown() for s in sheets)]
-        files.write(markdown, "\n\n".join([*parts, gpu_tables.LEGEND]) + "\n")
+        parts = ["\n".join(f"- {line}" for line in header), *(sheet.to_markdown() for sheet in sheets)]
+        files.write(markdown, "\n\n".join([*parts, legend]) + "\n")
 
 
 def find_device() -> str:

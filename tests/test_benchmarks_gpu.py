@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, gpu_tables
+from benchmarks import gpu, gpu_cases, gpu_steps, gpu_tables
 from benchmarks.gpu_cases import SHAPES, GpuCase
+from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
+from benchmarks.shapes import Shape
+from benchmarks.systems import on_gpu as steps_on_gpu
 from benchmarks.systems.layers import on_gpu
 from measuring import run
 
@@ -120,3 +123,42 @@ def test_ratios_and_bars() -> None:
     assert found["bytes a second of wholebatch / of a copy"].value == pytest.approx(0.8)
     cached = gpu_tables.ratios(case, timings, 1e12, 1 << 40)  # all of it in a cache: no bar against a copy
     assert cached[-1].bar is None
+
+
+@pytest.fixture
+def steps_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net of a few numbers, bursts as short as they get, on the CPU."""
+    monkeypatch.setattr(gpu, "find_device", lambda: "cpu")
+    monkeypatch.setattr(gpu, "STEPS", {"A": Shape("A", 8, (5, 6, 6, 3)), "B": Shape("B", 4, (3, 2, 2))})
+    monkeypatch.setattr(gpu_steps, "BURST_SECONDS", 0.0)
+
+
+def test_steps_are_measured_and_written(
+    steps_on_the_cpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, page = tmp_path / "rows.json", tmp_path / "page.md"
+    options = ["--steps", "A,B", "--peers", "torch", "--repeats", "2", "--json", str(rows), "--markdown", str(page)]
+    gpu.gpu.main(options, standalone_mode=False)
+    found: list[dict[str, Any]] = json.loads(rows.read_text())
+    systems = ["wholebatch", "wholebatch, layer by layer", "wholebatch, no graphs", "torch"]
+    assert [(row["shape"], row["system"]) for row in found] == [(s, name) for s in "AB" for name in systems]
+    assert all(0 < row["p20_us"] <= row["median_us"] <= row["p80_us"] for row in found)
+    text = page.read_text()
+    assert "wholebatch: layer by layer: Triton's kernels do not serve torch.float32 on cpu here." in text
+    assert text.count("torch / wholebatch") == 2
+    assert text.count("at least 3: ") == 1  # of shape A, whether it holds or is missed
+    assert "Times are microseconds for one training step" in capsys.readouterr().out
+
+
+def test_ours_and_the_peers_learn_the_same_task(steps_on_the_cpu: None) -> None:
+    """Every system moves its weights, by steps of SGD on the same table: nobody is measured doing nothing."""
+    problem = Problem(8, (5, 6, 6, 3), "batch", "sgd", 1)
+    with torch.compiler.set_stance("force_eager"):  # what is called is looked at, not the compiler
+        for name, make in {**steps_on_gpu.OURS, **steps_on_gpu.PEERS}.items():
+            trainer: Any = make(problem, "cpu")
+            net = trainer.engine.model if name in steps_on_gpu.OURS else trainer.net
+            before = [parameter.detach().clone() for parameter in net.parameters()]
+            assert trainer.run(16) > 0
+            moved = [float((a - b.detach()).abs().max()) for a, b in zip(before, net.parameters(), strict=True)]
+            assert min(moved) > 0, name
+            assert max(moved) < 0.1, name  # 16 steps at a rate of 1e-3

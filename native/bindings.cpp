@@ -21,6 +21,7 @@
 #include "network.h"
 #include "peaks.h"
 #include "product_unit.h"
+#include "rounded_product.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -334,6 +335,20 @@ NB_MODULE(_native, m) {
         return unit == ProductUnit::none ? std::nullopt : std::optional<std::string>(name_of(unit));
       },
       "matmul_precision"_a = "medium");
+  m.def(
+      "rounded_product",
+      [](const std::string &matmul_precision, bool turned, Array<const float, nb::ndim<2>> a,
+         Array<const float, nb::ndim<2>> b, Maybe<const float> start, Array<float, nb::ndim<2>> out) {
+        const auto rows = static_cast<int>(out.shape(0)), columns = static_cast<int>(out.shape(1)),
+                   inner = static_cast<int>(a.shape(turned ? 0 : 1));
+        const MatmulPrecision precision = precision_of(matmul_precision);
+        const Products<float> *unit = products<float>(precision);
+        if (unit)
+          rounded_product(*unit, precision == MatmulPrecision::high ? 2 : 1, turned, rows, inner, columns, a.data(),
+                          b.data(), pointer(start), out.data());
+        return unit != nullptr;
+      },
+      "matmul_precision"_a, "turned"_a, "a"_a, "b"_a, "start"_a.none(), "out"_a);
   m.def("has_counter", &Ticks::has_counter);
   m.def("mark_cost", &mark_cost, "marks"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());

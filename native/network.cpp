@@ -193,51 +193,6 @@ template <class T> int Network<T>::groups_of(std::int64_t blocks) const {
   return groups;
 }
 
-// Inputs far from zero (a year, a pressure) cost the first product its digits: at mean 1e4 and std 1 float32 sums are
-// off by 1e-3. Under batch norm the mean goes away again, so a column that lies far from zero, judged by the epoch's
-// first rows (in shards, those of the first), is moved there.
-template <class T> void Network<T>::centre(const Epoch &epoch) {
-  centred_ = false;
-  const bool cancels = hidden() > 0 && config_.norm == Norm::batch && !config_.after;
-  if (!cancels || epoch.spread.late) // what others found out a step before stays where it was
-    return;
-  const int columns = config_.sizes[0];
-  std::fill_n(centre_.get(), columns, T(0));
-  if (epoch.spread.first == 0)
-    choose_centre(epoch);
-  if (Exchange *whole = epoch.spread.whole) {
-    const std::vector<double> own(centre_.get(), centre_.get() + columns);
-    whole->begin(Exchange::At::inputs, 0, own.data(), columns);
-    const double *first = whole->finish() + 1; // rank 0 has the first shard
-    std::transform(first, first + columns, centre_.get(), [](double value) { return static_cast<T>(value); });
-  }
-  centred_ = std::any_of(centre_.get(), centre_.get() + columns, [](T value) { return value != 0; });
-}
-
-template <class T> void Network<T>::choose_centre(const Epoch &epoch) {
-  constexpr std::int64_t most = 64;
-  const int columns = config_.sizes[0];
-  std::vector<std::int64_t> first;
-  for (std::int64_t s = 0; s < epoch.steps && static_cast<std::int64_t>(first.size()) < most; ++s) {
-    const std::int64_t *begin = epoch.order + epoch.offsets[s];
-    first.insert(first.end(), begin, begin + layout_.of(s).shard(0).rows);
-  }
-  const std::int64_t rows = std::min(most, static_cast<std::int64_t>(first.size()));
-  T *sample = work_[0].h.get();
-  gather(epoch.table, first.data(), static_cast<int>(rows), 0, columns, false, sample, ldh_);
-  std::vector<double> mean(columns), m2(columns);
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (int c = 0; c < columns; ++c) {
-      const double value = sample[r * ldh_ + c], delta = value - mean[c];
-      mean[c] += delta * (1 / static_cast<double>(r + 1));
-      m2[c] += delta * (value - mean[c]);
-    }
-  for (int c = 0; c < columns; ++c) {
-    const bool far = mean[c] * mean[c] * static_cast<double>(rows) > 16 * m2[c];
-    centre_[c] = far ? static_cast<T>(mean[c]) : T(0);
-  }
-}
-
 template <class T>
 void Network<T>::gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin,
                         std::int64_t end, bool centred, T *h, std::int64_t ldh) const {

@@ -240,6 +240,8 @@ private:
 
   // step.cpp: the phases
   bool step(int worker, std::int64_t index);
+  bool up(const Step &step);
+  bool form_first_gradient(const Step &step);
   void outputs(const Step &step);
   void down(const Step &step, int layer);
   bool end_update(const Step &step);
@@ -274,17 +276,21 @@ private:
   Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
   void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels);
   void row_statistics(const Step &step, int layer, Range blocks);
+  Step begin(int worker, std::int64_t index);
+  bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
+  const Between<T> &between(const Step &step, int layer) const { return work_[step.worker].layers[layer].between; }
+  void weigh(Step &step, double &weight) const;
+
+  // statistics.cpp: what is known of a whole mini-batch once its blocks are
+  void centre(const Epoch &epoch);
+  void choose_centre(const Epoch &epoch);
+  double count_of(const Step &step, Rows rows) const;
   void add_centre(const LayerState<T> &state, const double *mean);
   void finish_moments(const Step &step, int layer);
   void track(const Step &step, int layer, const double *mean, const double *m2, double count);
   void finish_sums(const Step &step, int layer);
   double loss_of(const Shard &shard) const;
   void finish_loss(const Step &step, double loss);
-  Step begin(int worker, std::int64_t index);
-  bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
-  const Between<T> &between(const Step &step, int layer) const { return work_[step.worker].layers[layer].between; }
-  double count_of(const Step &step, Rows rows) const;
-  void weigh(Step &step, double &weight) const;
 
   // spread.cpp: a step of a mini-batch in shards, and what worker 0 exchanges with other ranks in it
   bool is_spread() const { return epoch_->spread.counts != nullptr; }
@@ -349,8 +355,6 @@ private:
   void open(const Epoch &epoch); // what a run counts and polls begins anew
   void close();                  // throws what ended it
   void prepare(const Layout &layout);
-  void centre(const Epoch &epoch);
-  void choose_centre(const Epoch &epoch);
   void gather(const Table<T> &table, const std::int64_t *rows, int count, std::int64_t begin, std::int64_t end,
               bool centred, T *h, std::int64_t ldh) const;
   void prepare_between(int worker, int layer);

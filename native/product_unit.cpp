@@ -35,7 +35,8 @@ bool ask_for_tiles() {
 
 bool has(ProductUnit unit) {
 #ifdef WB_BUILT_avx512_bf16
-  const bool vectors = instruction_set() == InstructionSet::avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool vectors = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (unit == ProductUnit::avx512_bf16)
     return vectors;
 #ifdef WB_BUILT_amx
@@ -45,6 +46,11 @@ bool has(ProductUnit unit) {
 #endif
 #endif
   return unit == ProductUnit::none;
+}
+
+// Panels are as wide as the tiles of a unit with AVX-512 only.
+bool fits(ProductUnit unit) {
+  return has(unit) && (unit == ProductUnit::none || instruction_set() == InstructionSet::avx512);
 }
 
 // Two products for one make AVX-512 BF16 twice as fast as float32 where its instruction takes no longer than a
@@ -65,9 +71,9 @@ ProductUnit product_unit(MatmulPrecision precision) {
   const bool open = wish == nullptr || *wish == '\0';
   std::string here;
   for (ProductUnit unit : {ProductUnit::amx, ProductUnit::avx512_bf16, ProductUnit::none}) {
-    if (open ? has(unit) && pays(unit, precision) : std::string(wish) == name_of(unit) && has(unit))
+    if (open ? fits(unit) && pays(unit, precision) : std::string(wish) == name_of(unit) && fits(unit))
       return unit;
-    if (has(unit))
+    if (fits(unit))
       here += here.empty() ? name_of(unit) : std::string(", ") + name_of(unit);
   }
   throw std::invalid_argument("WHOLEBATCH_PRODUCT_UNIT is '" + std::string(wish) +
@@ -75,10 +81,9 @@ ProductUnit product_unit(MatmulPrecision precision) {
                               name_of(instruction_set()) + " there are here: " + here);
 }
 
-template <> const Products<float> *products<float>(MatmulPrecision precision) {
-  if (precision == MatmulPrecision::highest)
+const Products<float> *products_by(ProductUnit unit, MatmulPrecision precision) {
+  if (!has(unit))
     return nullptr;
-  const ProductUnit unit = product_unit(precision);
 #ifdef WB_BUILT_amx
   if (unit == ProductUnit::amx)
     return &products_amx(precision);
@@ -87,8 +92,12 @@ template <> const Products<float> *products<float>(MatmulPrecision precision) {
   if (unit == ProductUnit::avx512_bf16)
     return &products_avx512_bf16(precision);
 #endif
-  static_cast<void>(unit);
+  static_cast<void>(precision);
   return nullptr;
+}
+
+template <> const Products<float> *products<float>(MatmulPrecision precision) {
+  return precision == MatmulPrecision::highest ? nullptr : products_by(product_unit(precision), precision);
 }
 
 template <> const Products<double> *products<double>(MatmulPrecision precision) {

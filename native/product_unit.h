@@ -14,7 +14,10 @@ const char *name_of(ProductUnit unit);
 // than those of AVX-512 there is none.
 ProductUnit product_unit(MatmulPrecision precision);
 
-// Its products; null for "highest", where there is no unit, and for float64.
+// The products of a unit, "high" or "medium"; null where it is not here.
+const Products<float> *products_by(ProductUnit unit, MatmulPrecision precision);
+
+// Those of the unit for this precision; null for "highest", where there is no unit, and for float64.
 template <class T> const Products<T> *products(MatmulPrecision precision);
 
 } // namespace wholebatch

@@ -10,6 +10,7 @@
 namespace wholebatch {
 bool batch_norm_same_bits(); // batch_norm_selftest.cpp
 bool mailbox_selftest();     // mailbox_selftest.cpp
+bool products_are_near();    // products_selftest.cpp
 bool spread_same_bits();     // spread_selftest.cpp
 } // namespace wholebatch
 
@@ -86,5 +87,5 @@ int main() {
   if (!mailbox_selftest() || !spread_same_bits())
     return 1;
 #endif
-  return batch_norm_same_bits() && same_bits<float>(set) && same_bits<double>(set) ? 0 : 1;
+  return products_are_near() && batch_norm_same_bits() && same_bits<float>(set) && same_bits<double>(set) ? 0 : 1;
 }

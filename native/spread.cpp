@@ -39,17 +39,8 @@ template <class T> bool Network<T>::step_spread(int worker, std::int64_t index) 
   if (worker == 0)
     sent_ = summed_ = last + 1;
 
-  for (int l = 0; l < last; ++l) { // 1
-    forward(step, l);
-    computed(step, Stage::forward, l);
-    if (!meet_after(step, l))
-      return false;
-  }
-  if (config_.by_neuron || last == 0) { // 2
-    outputs(step);
-    if (meet(step, Stage::loss, last))
-      return false;
-  }
+  if (!up(step)) // 1, 2
+    return false;
   for (int l = last; l > 0; --l) { // 3
     down(step, l);
     if (meet(step, Stage::backward, l - 1))
@@ -74,12 +65,8 @@ template <class T> bool Network<T>::step_spread(int worker, std::int64_t index) 
     }
     finish_sums(step, l - 1);
   }
-  if (has_first_gradient_to_form(step)) { // 4
-    each_own_block(step, Phase::backward, 0, [&](std::int64_t b) { backward(step, 0, b, false); });
-    computed(step, Stage::backward, 0);
-    if (meet(step, Stage::gradient, 0))
-      return false;
-  }
+  if (!form_first_gradient(step)) // 4
+    return false;
   weight_gradient(step, 0);
   computed(step, Stage::update, 0);
   if (meet(step, Stage::exchange, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_the_sanitizers_find_nothing(sanitizers: str) -> None:
     result = subprocess.run([str(build / "selftest")], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("128 nets of the same bits") == 2  # float32 and float64
+    assert re.search(r"^products: \d+ within their bounds$", result.stdout, re.MULTILINE)
     assert "batch norm: 198 of 198 runs of the same bits\n" in result.stdout
     if sys.platform == "linux":
         assert "mailbox: 400 meetings of 3 ranks\n" in result.stdout

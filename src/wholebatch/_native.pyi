@@ -18,6 +18,16 @@ def product_unit(matmul_precision: str = "medium") -> str | None:
     ValueError where WHOLEBATCH_PRODUCT_UNIT is wrong.
     """
 
+def rounded_product(
+    matmul_precision: str,
+    turned: bool,
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    start: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+) -> bool:
+    """out = start + a b with rounded operands, or of a.T and b.T where `turned`: for tests. False: no unit for it."""
+
 def has_counter() -> bool:
     """Whether marks are made with the processor's counter; else with the system's steady clock."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wholebatch.batch_norm import Call, find_gradients, normalise
+from wholebatch.kernels import gpu
 from wholebatch.kernels.batch_norm import Affine, accumulation_dtype, choose_kernel
 from wholebatch.sharing import ProcessGroupLike, Sharing, sharing_of
 from wholebatch.sharing.replay import refuse_compiled
@@ -71,21 +72,35 @@ def batch_norm_op(
     sharing: str,
     layer: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(y, mean, M2, rstd, count)`` of a training step's forward pass; the count is a float64 scalar."""
+    """``(y, mean, M2, rstd, count)`` of a training step's forward pass.
+
+    The count is a float64 scalar where z is: one on the CPU would keep a compiler from replaying a GPU's graph. Where
+    only a GPU knows what a mask left, nobody waits to hear of it, as in :mod:`wholebatch.direct`.
+    """
     refuse_compiled(layer)
     call = Call(choose_kernel(z, mask), eps, slope, _find(sharing), layer)
-    y, mean, rstd = normalise(z, Affine(weight, bias, residual, slope, mask), call)
+    affine = Affine(weight, bias, residual, slope, mask)
+    if _counts_on_device(z, mask, sharing):
+        y, statistics, _ = call.kernel.train(z, eps, affine, None, None, 0.0)  # type: ignore[attr-defined]
+        mean, m2, rstd, counts = statistics
+        return y, mean.clone(), m2.clone(), rstd.clone(), counts[0].double().clone()
+    y, mean, rstd = normalise(z, affine, call)
     assert call.moments is not None
     call.moments.check(z.shape)
     # Operators give out whole tensors, no two on one storage; kernels pack the moments and rstd into one.
     mean, m2, rstd = mean.clone(), call.moments.m2.clone(), rstd.clone()
-    return y, mean, m2, rstd, torch.tensor(float(call.moments.count), dtype=torch.float64)
+    return y, mean, m2, rstd, z.new_full((), float(call.moments.count), dtype=torch.float64)
+
+
+def _counts_on_device(z: Tensor, mask: Tensor | None, sharing: str) -> bool:
+    """Whether a mask is counted by a kernel that keeps the count on the device."""
+    return mask is not None and not sharing and z.numel() > 0 and gpu.serves(z)
 
 
 @batch_norm_op.register_fake
 def _(z: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     vectors = [z.new_empty(z.shape[1], dtype=accumulation_dtype(z.dtype)) for _ in range(3)]
-    return torch.empty_like(z), vectors[0], vectors[1], vectors[2], torch.empty((), dtype=torch.float64)
+    return torch.empty_like(z), vectors[0], vectors[1], vectors[2], z.new_empty((), dtype=torch.float64)
 
 
 @torch.library.custom_op("wholebatch::batch_norm_backward", mutates_args=())
@@ -106,7 +121,14 @@ def batch_norm_backward_op(
     """``(dz, dt, sums)``; ``dt`` is empty where it would be ``g`` itself."""
     call = Call(choose_kernel(z, mask), 0.0, slope, _find(sharing), layer)
     affine = Affine(weight, bias, residual, slope, mask)
-    dz, dt, sums = find_gradients(g, z, affine, call, float(count), mean, rstd)
+    if _counts_on_device(z, mask, sharing):
+        statistics = torch.stack([mean, mean, rstd, count.to(mean.dtype).expand_as(mean)])  # M2 is not looked at
+        dz, dt, dweight, dbias = call.kernel.train_backward(g, z, statistics, affine, None)  # type: ignore[attr-defined]
+        sums = torch.stack([dbias, dweight])
+    else:
+        alone = mask is None and not sharing  # then the count is a matter of shape, and nothing is fetched
+        elements = z.numel() / max(z.shape[1], 1) if alone else float(count)
+        dz, dt, sums = find_gradients(g, z, affine, call, elements, mean, rstd)
     return dz, g.new_empty(0) if dt is None or dt is g else dt, sums
 
 

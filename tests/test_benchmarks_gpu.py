@@ -150,6 +150,7 @@ def test_steps_are_measured_and_written(
     assert "Times are microseconds for one training step" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's compiler, as it is imported
 def test_ours_and_the_peers_learn_the_same_task(steps_on_the_cpu: None) -> None:
     """Every system moves its weights, by steps of SGD on the same table: nobody is measured doing nothing."""
     problem = Problem(8, (5, 6, 6, 3), "batch", "sgd", 1)

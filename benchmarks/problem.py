@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Problem(Sent):
     norm: str  # batch, layer, none
     optimizer: str  # sgd, adam
     threads: int
+    precision: str = field(default="highest", kw_only=True)  # of the products: highest, high, medium
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

@@ -73,6 +73,11 @@ class Timings:
         """Count so many parts of what was a step as a step each."""
         self.seconds = {contender: [value / by for value in values] for contender, values in self.seconds.items()}
 
+    def without(self, systems: Container[str]) -> Timings:
+        """Those of all other systems."""
+        left = [contender for contender in self.seconds if contender.system not in systems]
+        return Timings({c: self.seconds[c] for c in left}, {c: self.notes[c] for c in left})
+
     def add(self, other: Timings) -> None:
         """Take another measurement's contenders in."""
         self.seconds |= other.seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import machine, ratios, rounds, tables
+from benchmarks import machine, precision_steps, ratios, rounds, tables
 from benchmarks.crew import Crew
 from benchmarks.limits import Limits
 from benchmarks.options import Cores, Names, OutFile, Threads, choose_places, default_threads
@@ -16,11 +16,9 @@ from benchmarks.problem import Problem
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.sheet import Sheet
-from benchmarks.systems import PEERS, SYSTEMS, USUAL_PEERS
+from benchmarks.systems import LOWER_PRECISIONS, PEERS, ROUNDED, SYSTEMS, USUAL_PEERS
 from benchmarks.talk import Talk
 from wholebatch import files
-
-NORMS = ("batch", "layer", "none")
 
 
 @click.command()
@@ -34,7 +32,15 @@ NORMS = ("batch", "layer", "none")
     show_default=True,
     help="jax-scan too can be named; 'none' measures wholebatch alone.",
 )
-@click.option("--norms", type=Names("norm", NORMS), default=",".join(NORMS), show_default=True)
+@click.option("--norms", type=Names("norm", tables.NORMS), default=",".join(tables.NORMS), show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    type=Names("precision", ("highest", *LOWER_PRECISIONS)),
+    default="highest",
+    show_default=True,
+    help="Of the products; 'highest' is measured always, the others of ours, torch and compile beside it.",
+)
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Rounds of a burst of each.")
 @click.option("--json", "json_path", type=OutFile(), help="Write the rows to this file.")
@@ -45,6 +51,7 @@ def step(
     cores: tuple[int, ...] | None,
     peers: tuple[str, ...],
     norms: tuple[str, ...],
+    precisions: tuple[str, ...],
     optimizer: str,
     repeats: int,
     json_path: Path | None,
@@ -61,9 +68,10 @@ def step(
     """
     places = choose_places(threads, cores)
     systems = [name for name in SYSTEMS if name == "wholebatch" or name in peers]
+    systems += [name for name, (base, precision) in ROUNDED.items() if base in systems and precision in precisions]
     found, limits = Timings(), Limits()
     sheets: list[Sheet] = []
-    with Talk() as talk, Crew(places) as crew:
+    with Talk() as talk, Crew(places, precision_steps.SYSTEMS) as crew:
         versions = rounds.load(crew, systems, threads, talk)
         limits.measure_bandwidth(crew, threads, talk)
         header = [
@@ -74,25 +82,30 @@ def step(
         for line in header:
             talk.out.print(line, highlight=False, markup=False)
         for shape in (SHAPES[name] for name in shapes):
-            chosen = _choose_threads(shape, max(threads)) if "wholebatch" in versions else None
+            ours = [name for name in versions if name.startswith(ratios.OURS)]
+            chosen = _choose_threads(shape, max(threads)) if ours else None
             counts = sorted({*threads, *([chosen] if chosen else [])})
             if chosen and chosen not in threads:
-                rounds.load(crew, ["wholebatch"], [chosen], talk)
+                rounds.load(crew, ours, [chosen], talk)
                 limits.measure_bandwidth(crew, {chosen} - limits.bandwidth.keys(), talk)
             problems = {
-                Contender(shape.name, system, norm, count): Problem(shape.batch, shape.sizes, norm, optimizer, count)
+                Contender(shape.name, system, norm, count): Problem(
+                    shape.batch, shape.sizes, norm, optimizer, count, precision=precision_steps.of(system)
+                )
                 for system in versions
-                for norm, count in product(norms, counts if system == "wholebatch" else threads)
+                for norm, count in product(norms, counts if system in ours else threads)
                 if system != "sklearn" or norm == "none"  # it has no norms
             }
             limits.forget_peak()
             between = partial(limits.measure_peak, crew, counts, talk)
-            timings = rounds.measure(crew, problems, repeats, talk, between)
+            timings = rounds.measure(crew, problems, repeats, talk, between, precision_steps.LEAST_STEPS)
             limits.tell_crowding(f"shape {shape.name}", talk)
             found.add(timings)
+            highest = timings.without(ROUNDED)
             for sheet in (
-                tables.times(shape, timings, limits, chosen),
-                tables.ratios(shape.name, ratios.of_shape(shape, timings, chosen)),
+                tables.times(shape, highest, limits, chosen),
+                tables.ratios(shape.name, ratios.of_shape(shape, highest, chosen)),
+                *([precision_steps.times(shape, timings)] if set(precisions) & {*LOWER_PRECISIONS} else []),
             ):
                 sheets.append(sheet)
                 talk.out.print(sheet.to_rich())

@@ -14,6 +14,7 @@ from benchmarks.sheet import Sheet
 from wholebatch import files
 
 MICRO = 1e6
+NORMS = ("batch", "layer", "none")
 
 LEGEND = """\
 Times are microseconds per step, medians over interleaved rounds. wholebatch gathers shuffled rows of a table;
@@ -54,7 +55,7 @@ def times(shape: Shape, timings: Timings, limits: Limits, chosen: int | None) ->
     columns = ("norm", "system", "threads", "median", "p20–p80", "GFLOP/s", "of peak", "of memory")
     sheet = Sheet(f"{shape.name}: {shape}", columns, words=2)
     notes = []
-    for norm in ("batch", "layer", "none"):
+    for norm in NORMS:
         for contender in sorted(timings.of(shape=shape.name, norm=norm), key=timings.median):
             low, middle, high = timings.quantiles(contender)
             star = "*" if contender.system == "wholebatch" and contender.threads == chosen else ""

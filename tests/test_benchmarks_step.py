@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, ratios
+from benchmarks import machine, precision_steps, ratios
 from benchmarks.cores import usable
 from benchmarks.limits import Limits
 from benchmarks.rounds import Contender, Timings
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.talk import Talk
 from measuring import run
-from wholebatch.kernels import native_available
+from wholebatch.kernels import native_available, product_unit
 
 KEYS = {"shape", "system", "norm", "threads", "median_us", "p20_us", "p80_us"}
 TINY = ["step", "--shapes", "A", "--threads", "1", "--norms", "none", "--repeats", "3"]
@@ -52,6 +52,33 @@ def test_a_run_writes_rows_and_tables_and_names_a_missing_peer(
     assert sorted(p.name for p in tmp_path.glob("*.*") if p.name != "jax.py") == ["rows.json", "step.md"]
 
 
+@pytest.mark.skipif(product_unit("high") is None, reason="the processor has no unit for bfloat16 that pays")
+def test_lower_precisions_have_rows_and_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows_path = tmp_path / "rows.json"
+    assert run(*TINY, "--peers", "sklearn", "--precision", "high,medium", "--json", rows_path) == 0
+    rows = json.loads(rows_path.read_text())
+    assert {row["system"] for row in rows} == {"wholebatch", "sklearn", "wholebatch-high", "wholebatch-medium"}
+    assert len(rows) == 4
+    plain, rounded = capsys.readouterr().out.split("by precision of the products")
+    assert "sklearn" not in rounded.split("Times are")[0]
+    assert "wholebatch-" not in plain.split("A: ")[1]
+    for name in ("wholebatch-high", "wholebatch-medium"):
+        assert name in rounded
+
+
+def test_how_precisions_compare_by_hand():
+    seconds = {"wholebatch": 4e-3, "wholebatch-medium": 1e-3, "torch": 8e-3, "torch-medium": 2e-3, "jax": 1e-3}
+    timings = Timings({Contender("A", name, "batch", 1): [value] for name, value in seconds.items()})
+    timings.notes = dict.fromkeys(timings.seconds, "")
+    rows = precision_steps.times(SHAPES["A"], timings).rows
+    assert [(row[1], *row[-2:]) for row in rows] == [
+        ("wholebatch-medium", "4.00", ""),
+        ("torch-medium", "4.00", "0.50"),
+        ("wholebatch", "", ""),
+        ("torch", "", "0.50"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -59,6 +86,7 @@ def test_a_run_writes_rows_and_tables_and_names_a_missing_peer(
         (("--peers", "keras"), ("unknown peer 'keras'", "torch, compile, jax, jax-scan, sklearn", "none alone")),
         (("--peers", "torch,none"), ("unknown peer 'none'", "none alone")),
         (("--norms", "group"), ("unknown norm 'group'", "batch, layer, none")),
+        (("--precision", "low"), ("unknown precision 'low'", "highest, high, medium")),
         (("--threads", "0"), ("'0'", "at least 1")),
         (("--threads", "two"), ("'two'", "whole numbers")),
         (("--threads", f"1,{len(usable()) + 1}"), (f"{len(usable()) + 1} threads", f"{len(usable())} cores")),

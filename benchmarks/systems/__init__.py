@@ -35,6 +35,11 @@ PEERS = tuple(name for name in SYSTEMS if name != "wholebatch")
 # What is measured unless a person says otherwise: peers as they are used, called for each step.
 USUAL_PEERS = tuple(name for name in PEERS if name != "jax-scan")
 
+# Those that can round what they multiply, by the name that reports give them: "torch-medium" is torch after
+# torch.set_float32_matmul_precision("medium"). JAX's default_matmul_precision changes no bit on a CPU.
+LOWER_PRECISIONS = ("high", "medium")
+ROUNDED = {f"{name}-{p}": (name, p) for name in ("wholebatch", "torch", "compile") for p in LOWER_PRECISIONS}
+
 
 # glibc's allocator, told to keep what it has: large outputs that the system maps afresh cost page faults at each call.
 TUNED = {

@@ -11,7 +11,7 @@ from torch.nn import functional
 from benchmarks.problem import Problem
 from benchmarks.systems import LeftOut, Trainer
 from benchmarks.systems.choice import fastest
-from benchmarks.systems.eager import Batch, Loop, make_batches, make_net, make_optimizer
+from benchmarks.systems.eager import Batch, Loop, make_batches, make_net, make_optimizer, set_up
 
 
 def load() -> str:
@@ -27,7 +27,7 @@ def load() -> str:
 
 def make(problem: Problem) -> Trainer:
     """The fastest of: forward and backward compiled, the optimizer fused in C++ or compiled too; one graph of all."""
-    torch.set_num_threads(problem.threads)
+    set_up(problem)
     torch._dynamo.reset()  # so that the nets measured before do not count towards its limit of recompilations
     batches = make_batches(problem)
     candidates = {

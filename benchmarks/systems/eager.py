@@ -22,6 +22,12 @@ def load() -> str:
     return torch.__version__
 
 
+def set_up(problem: Problem) -> None:
+    """What torch keeps for the whole process; a system of another precision is a process of its own."""
+    torch.set_num_threads(problem.threads)
+    torch.set_float32_matmul_precision(problem.precision)
+
+
 def make_net(problem: Problem) -> nn.Sequential:
     """Linear (without a bias before batch norm, which takes it away again), norm, ReLU; a linear output layer."""
     torch.manual_seed(0)
@@ -65,7 +71,7 @@ class Loop:
 
 def make(problem: Problem) -> Trainer:
     """The faster of the fused and the foreach optimizer."""
-    torch.set_num_threads(problem.threads)
+    set_up(problem)
     batches = make_batches(problem)
     return fastest({how: _loop(problem, batches, how) for how in ("fused", "foreach")})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from wholebatch.feedforward import data
 from wholebatch.feedforward.engines import make_engine
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Architecture, Loss, Optimizer
-from wholebatch.kernels import instruction_set, native_module
+from wholebatch.kernels import instruction_set, native_module, product_unit
 
 
 def load() -> str:
@@ -47,8 +48,14 @@ class Ours:
     note = ""
 
     def __init__(self, problem: Problem) -> None:
+        precision: Any = problem.precision
+        if precision != "highest" and product_unit(precision) is None:
+            raise LeftOut(f"no unit of this processor makes {precision} products faster than those of float32")
         model, optimizer = make_net(problem)
-        self.engine = make_engine(model, LOSS, optimizer, n_threads=problem.threads, engine="native")
+        threads = problem.threads
+        self.engine = make_engine(
+            model, LOSS, optimizer, n_threads=threads, engine="native", matmul_precision=precision
+        )
         self.data = data.prepare(*problem.table(), None, model.architecture, LOSS, torch.float32)
         self.problem, self.epoch = problem, 0
 

@@ -1,5 +1,5 @@
 """The device engine in fused blocks, in Triton's interpreter: in a process of its own, which sends the CPU's tensors
-to the GPU's kernels."""
+to the GPU's kernels; dropout, where there is some, by a kernel too."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from wholebatch.feedforward.engine import NonFiniteLossError
 
 torch.set_num_threads(1)
 order, offsets, rates = np.arange(40)[::-1].copy(), np.array([0, 20, 40]), np.full(2, 0.01)
-for activation, mean, fused in (("leaky_relu", 0.0, "1"), ("relu", 1e4, "1"), ("leaky_relu", 0.0, "0")):
+cases = ("leaky_relu", 0.0, "0", 0.3), ("leaky_relu", 0.0, "1", 0.0), ("relu", 1e4, "1", 0.0)
+for activation, mean, fused, p in cases:
     os.environ["WHOLEBATCH_FUSED_BLOCKS"] = fused
     loss, optimizer = Loss("cross_entropy", alpha=0.1), Optimizer("adamw", 0.01, eps=0.01)
-    model = make_model((6, 17, 9, 3), "batch", "before", activation, dtype=torch.float32)
+    model = make_model((6, 17, 9, 3), "batch", "before", activation, dtype=torch.float32, dropout=p)
     data = make_data(model, loss, 40, mean=mean)
     oracle = Oracle(model, loss, optimizer)
     assert oracle.nearest_kink(data) > 1e-4
@@ -52,8 +53,8 @@ def test_a_net_in_fused_blocks_trains_as_in_float64() -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines == [
+        "AS FLOAT64 leaky_relu WHOLEBATCH_FUSED_BLOCKS is 0",
         "AS FLOAT64 leaky_relu batch norm behind each sum, and Triton serves it",
         "AS FLOAT64 relu batch norm behind each sum, and Triton serves it",
-        "AS FLOAT64 leaky_relu WHOLEBATCH_FUSED_BLOCKS is 0",
         "LAYER 1 2 True",
     ]

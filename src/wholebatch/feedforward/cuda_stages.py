@@ -17,6 +17,7 @@ from wholebatch.feedforward.cuda_dropout import keep_mask
 from wholebatch.feedforward.cuda_parameters import Parameters
 from wholebatch.feedforward.products import apply_linear, multiply
 from wholebatch.feedforward.settings import MatmulPrecision
+from wholebatch.kernels import gpu
 
 Later = list[Callable[[], None]]
 
@@ -105,6 +106,8 @@ class Module:
 class Dropout:
     """``x * mask / (1 - p)``; the mask is a function of seed, step, layer and place.
 
+    Where Triton serves, a kernel makes the mask both ways, and none is stored.
+
     Args:
         layer: the hidden layer, from 0.
     """
@@ -112,8 +115,12 @@ class Dropout:
     def __init__(self, layer: int, p: float, seed: int) -> None:
         self._layer, self._p, self._seed = layer, p, seed
         self._masks: list[Tensor] = []
+        self._batch: Batch | None = None
 
     def forward(self, values: list[Tensor], batch: Batch) -> list[Tensor]:
+        if all(gpu.serves(x) for x in values):
+            self._batch = batch
+            return self._drop(values, batch)
         self._masks = [
             keep_mask(x.shape[0], x.shape[1], self._layer, batch.step, self._seed, self._p, part.first)
             for x, part in zip(values, batch.parts, strict=True)
@@ -121,5 +128,16 @@ class Dropout:
         return [x * mask / (1 - self._p) for x, mask in zip(values, self._masks, strict=True)]
 
     def backward(self, gradients: list[Tensor], later: Later) -> list[Tensor]:
+        if self._batch is not None:
+            batch, self._batch = self._batch, None
+            return self._drop(gradients, batch)
         masks, self._masks = self._masks, []
         return [g * mask / (1 - self._p) for g, mask in zip(gradients, masks, strict=True)]
+
+    def _drop(self, values: list[Tensor], batch: Batch) -> list[Tensor]:
+        from wholebatch.kernels.gpu.dropping import drop  # imports Triton, which takes a while
+
+        return [
+            drop(x, self._layer, batch.step, self._seed, self._p, part.first)
+            for x, part in zip(values, batch.parts, strict=True)
+        ]

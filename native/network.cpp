@@ -278,7 +278,7 @@ template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase
 // second-level cache while all examples pass by, there are some for every worker, and they are whole register tiles and
 // whole vectors of h.
 template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer) const {
-  const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 17), unit = products_ ? Tiles::inner : 48,
+  const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 19), unit = products_ ? Tiles::inner : 48,
                      least = products_ ? unit : 16;
   const std::int64_t wide = panels_of(layer.padded) * panel_width();
   const std::int64_t cached = std::max<std::int64_t>(1, most / wide / unit) * unit;

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -83,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a mistake ends in one sentence on stderr and an exit code, not in a traceback."""
     warnings.showwarning = show_warning
     try:
-        code = cli.main(arguments, prog_name="wholebatch", standalone_mode=False)
+        with _imports_guarded():
+            code = cli.main(arguments, prog_name="wholebatch", standalone_mode=False)
     except (click.ClickException, click.Abort, KeyboardInterrupt, ValueError, OSError) as error:
         if os.environ.get("WHOLEBATCH_TRACEBACK"):
             raise
@@ -92,6 +97,43 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.flush()
         os._exit(INTERRUPTED)  # taking torch down takes the interpreter a second more
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _imports_guarded() -> Iterator[None]:
+    """Ctrl-C while torch and what it needs are imported ends the process at once, for nothing was begun: at an
+    exception from Python torch's C++ would abort, and numpy would be left half imported."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not _is_imported("torch") and _is_importing(frame):
+            _say("interrupted")
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        signal.default_int_handler(number, frame)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # shells let it be ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a module is there, and not half of it."""
+    module = sys.modules.get(name)
+    return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def explain(error: OSError) -> str:

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context, reduction
-from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -26,6 +25,7 @@ from wholebatch.commands import rank
 from wholebatch.commands.asked import Asked, kept
 from wholebatch.commands.edge import INTERRUPTED, Ended
 from wholebatch.commands.ending import Ending
+from wholebatch.forks import start_server
 
 if TYPE_CHECKING:
     from wholebatch.commands.trouble import Trouble
@@ -53,7 +53,8 @@ def launch(asked: Asked, processes: int, work: Work = rank.take_part) -> None:
         click.ClickException: with the exit code of the mistake, or 1 where faults do not cease, or 130 for Ctrl-C.
     """
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    _start_server(get_context(method))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # the ranks say themselves what befell them
+    start_server(get_context(method), PRELOADED)
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 
@@ -185,22 +186,6 @@ def _start(work: tuple[Work, Asked, dict[str, str]], out: int, err: int) -> None
 def _environment() -> dict[str, str]:
     """This process's, which may not be that of whoever forks the ranks."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
-
-
-def _start_server(context: BaseContext) -> None:
-    """Let a fork server import the libraries, while this process goes on."""
-    if context.get_start_method() != "forkserver":
-        return
-    from multiprocessing import forkserver
-
-    context.set_forkserver_preload(PRELOADED)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # the ranks say themselves what befell them
-    # Ctrl-C in its first seconds would show a traceback; it ends with this process.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """Ranks of this host: the same function in several processes of one process group, over loopback, one thread each.
 
 They end with whoever started them, however that ends: each watches its pipe to the starter, which the system closes.
-Ctrl-C is the starter's alone, which takes them with it at once: it is blocked in the process that they are forked from,
-and ignored in them.
+Ctrl-C is the starter's alone, which takes them with it at once: they ignore it, and so does what they are forked from.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -21,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from wholebatch.forks import start_server
 
 PATIENCE = 180.0
 """Seconds after which ranks that gave no result, and told nothing, are ended."""
@@ -87,12 +87,7 @@ def _context(module: str) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what it forks inherits that
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    start_server(context, [module])
     return context
 
 

@@ -20,14 +20,14 @@
 #endif
 #include "network.h"
 #include "peaks.h"
-#include "product_unit.h"
-#include "rounded_product.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace wholebatch {
 
+void bind_products(nb::module_ &m); // products_bindings.cpp
+MatmulPrecision precision_of(const std::string &name);
 void bind_batch_norm(nb::module_ &m);       // batch_norm_bindings.cpp
 void bind_batch_norm_steps(nb::module_ &m); // batch_norm_steps_bindings.cpp
 void bind_mailbox(nb::module_ &m);          // mailbox_bindings.cpp
@@ -47,14 +47,6 @@ template <class E> E choose(const std::map<std::string, E> &known, const std::st
   if (found == known.end())
     throw std::invalid_argument("unknown name: " + name);
   return found->second;
-}
-
-MatmulPrecision precision_of(const std::string &name) {
-  const std::map<std::string, MatmulPrecision> known{
-      {"highest", MatmulPrecision::highest}, {"high", MatmulPrecision::high}, {"medium", MatmulPrecision::medium}};
-  if (!known.contains(name))
-    throw std::invalid_argument("matmul_precision is '" + name + "'; choose one of 'highest', 'high', 'medium'");
-  return known.at(name);
 }
 
 Configuration configure(const nb::dict &d) {
@@ -328,27 +320,6 @@ template <class T> void bind_network(nb::module_ &m, const char *name) {
 NB_MODULE(_native, m) {
   using namespace wholebatch;
   m.def("instruction_set", [] { return std::string(name_of(instruction_set())); });
-  m.def(
-      "product_unit",
-      [](const std::string &matmul_precision) -> std::optional<std::string> {
-        const ProductUnit unit = product_unit(precision_of(matmul_precision));
-        return unit == ProductUnit::none ? std::nullopt : std::optional<std::string>(name_of(unit));
-      },
-      "matmul_precision"_a = "medium");
-  m.def(
-      "rounded_product",
-      [](const std::string &matmul_precision, bool turned, Array<const float, nb::ndim<2>> a,
-         Array<const float, nb::ndim<2>> b, Maybe<const float> start, Array<float, nb::ndim<2>> out) {
-        const auto rows = static_cast<int>(out.shape(0)), columns = static_cast<int>(out.shape(1)),
-                   inner = static_cast<int>(a.shape(turned ? 0 : 1));
-        const MatmulPrecision precision = precision_of(matmul_precision);
-        const Products<float> *unit = products<float>(precision);
-        if (unit)
-          rounded_product(*unit, precision == MatmulPrecision::high ? 2 : 1, turned, rows, inner, columns, a.data(),
-                          b.data(), pointer(start), out.data());
-        return unit != nullptr;
-      },
-      "matmul_precision"_a, "turned"_a, "a"_a, "b"_a, "start"_a.none(), "out"_a);
   m.def("has_counter", &Ticks::has_counter);
   m.def("mark_cost", &mark_cost, "marks"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("fma_peak", &fma_peak, "threads"_a, "bursts"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
@@ -368,4 +339,5 @@ NB_MODULE(_native, m) {
   bind_batch_norm(m);
   bind_batch_norm_steps(m);
   bind_mailbox(m);
+  bind_products(m);
 }

@@ -41,7 +41,7 @@ def fit_net(engine: str) -> None:
 def needed_by_net(engine: str) -> int:
     """Of :func:`fit_net`, of the engine alone: the net is there already, the table needs no copy."""
     architecture = Architecture(50, (600,), 3, norm="none")
-    if engine == "reference":
+    if engine != "native":
         return reference_need(architecture, Optimizer(), 2000, torch.float32).total
     from wholebatch.feedforward.threads import choose_threads
 

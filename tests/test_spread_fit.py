@@ -169,7 +169,7 @@ EVERYWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "rows": ({"x": X[:0], "y": Y[:0]}, "x has no rows on any rank"),
     "row": ({"x": X[:1], "y": Y[:1], "training": Training(batch_size=1)}, "batch_size is 1; batch norm needs"),
     "zeros": ({"sample_weight": np.zeros(45)}, "sample weights must not be negative, nor all zero; they are all zero"),
-    "engine": ({"engine": "fast"}, "engine is 'fast'; choose 'auto', 'native' or 'reference'"),
+    "engine": ({"engine": "fast"}, "engine is 'fast'; choose 'auto', 'native', 'reference' or 'device'"),
     "threads": ({"n_threads": 0}, "n_threads is 0; it must be at least 1"),
 }
 

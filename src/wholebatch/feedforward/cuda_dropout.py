@@ -6,8 +6,6 @@ number in the device's memory.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -26,8 +24,8 @@ def keep_mask(
         first: the place of the first row in the whole mini-batch; a number, or int64 of no dimension on the device.
     """
     quads = -(-columns // 4)
-    column, row = _counters(rows, quads, step.device)
-    c0, c1 = column, row + first
+    c0 = torch.arange(quads, device=step.device)[None, :]
+    c1 = torch.arange(rows, device=step.device)[:, None] + first
     c2, c3 = torch.full_like(step, layer), step & _MASK
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
@@ -43,9 +41,3 @@ def keep_mask(
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     words = torch.stack([c0, c1, c2, c3], dim=-1).reshape(rows, quads * 4)
     return words[:, :columns] >= int(p * 2**32)
-
-
-@lru_cache(maxsize=64)
-def _counters(rows: int, quads: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``(1, quads)`` and ``(rows, 1)``: what a captured step reads is made before its capture, and stays."""
-    return torch.arange(quads, device=device)[None, :], torch.arange(rows, device=device)[:, None]

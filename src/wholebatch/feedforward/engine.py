@@ -2,8 +2,8 @@
 
 An engine trains a :class:`FeedForward` in place: it reads the net's parameters at the start of an epoch and writes
 them back at its end, so an epoch that is interrupted (Ctrl-C, a loss that is not finite) leaves the net as it was
-before that epoch. There are two: ``native`` (C++, example-threads) and ``reference`` (torch and autograd), and the same
-tests run over both.
+before that epoch. There are three: ``native`` (C++, example-threads), ``reference`` (torch and autograd) and ``device``
+(whole steps on a GPU), and the same tests run over all of them.
 
 With peers (:class:`wholebatch.feedforward.peers.Peers`) the mini-batch is cut into shards, and an engine holds the rows
 of its own ones. Every rank makes the same calls; after each of them every rank has the same net, optimizer state and

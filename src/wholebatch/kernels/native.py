@@ -53,8 +53,8 @@ def product_unit(matmul_precision: str = "medium") -> str | None:
     """The processor's unit for products of bfloat16 numbers that runs here: ``amx``, ``avx512_bf16``, or None.
 
     Only where it is faster than products of float32 numbers: AMX is; AVX-512 BF16 is for ``"medium"`` on AMD's
-    processors, but neither on Intel's nor for ``"high"``. ``WHOLEBATCH_PRODUCT_UNIT`` forces ``amx``, ``avx512_bf16`` or
-    ``none``, for tests and measurements.
+    processors, but neither on Intel's nor for ``"high"``. ``WHOLEBATCH_PRODUCT_UNIT`` forces ``amx``, ``avx512_bf16``
+    or ``none``, for tests and measurements.
 
     Raises:
         ValueError: the variable names a unit that is unknown, or that is not here; an unknown precision.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from wholebatch.feedforward.cuda_meetings import Meetings, _check_backend
 from wholebatch.feedforward.engine import NonFiniteLossError
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.spread import Spread
+from wholebatch.sharing import MeetingError
 
 CASES = {name: replace(case, engine="device") for name, case in WHOLE.items()}
 SYNCS = {name: replace(case, engine="device") for name, case in SPREAD.items() if case.sync in ("all", "none")}
@@ -107,6 +109,27 @@ def test_a_loss_that_is_not_finite_is_so_on_every_rank() -> None:
     assert kept == (True, True)
     assert said[0] == said[1]
     assert "the loss is not finite in step 2; the first value that is not finite appeared in layer" in said[0]
+
+
+def be_left(rank: int) -> tuple[str, bool]:
+    """Rank 1 is gone in the second epoch, without a word."""
+    engine, data, deal = Case(engine="device", shards=2).begin("world")
+    rates = np.full(deal.steps, 0.01)
+    engine.train_epoch(data, deal.order(0, 0), deal.offsets, rates, counts=deal.counts)
+    if rank == 1:
+        os._exit(9)
+    before = copy_of(engine.model)
+    with pytest.raises(MeetingError) as error:
+        engine.train_epoch(data, deal.order(0, 1), deal.offsets, rates, counts=deal.counts)
+    return str(error.value), same(before, copy_of(engine.model)) and engine.step == deal.steps
+
+
+def test_a_rank_that_is_gone_is_an_error_of_a_meeting() -> None:
+    left, gone = run_ranks(be_left, 2)
+    said, kept = left.value
+    assert gone.exit_code == 9
+    assert kept
+    assert "a rank that ended or was cut off is the usual cause" in said
 
 
 def refuse(rank: int) -> list[str]:

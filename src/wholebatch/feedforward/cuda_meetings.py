@@ -7,6 +7,8 @@ host's meetings: a rank that does not come is told of by the group's timeout.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wholebatch.feedforward.peers import Peers
+from wholebatch.sharing import MeetingError
 
 
 class Begun(Protocol):
@@ -40,13 +43,28 @@ class _Gathering:
         self._own = own.contiguous()  # kept until it was sent
         self._all = own.new_empty((ranks * own.shape[0], *own.shape[1:]))
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
-        self._work: Any = gather(self._all, self._own, group=group, async_op=True)
-        if not overlap:
-            self._work.wait()
+        with _told():
+            self._work: Any = gather(self._all, self._own, group=group, async_op=True)
+            if not overlap:
+                self._work.wait()
 
     def wait(self) -> Tensor:
-        self._work.wait()
+        with _told():
+            self._work.wait()
         return self._all
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The collective's error, as that of a meeting."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MeetingError(
+            "the ranks could not exchange what they have on their devices; a rank that ended or was cut off is the "
+            f"usual cause, and its own output says why: {' '.join(str(error).split())}",
+            "an exchange on devices failed",
+        ) from error
 
 
 class Meetings:

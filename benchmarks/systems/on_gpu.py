@@ -22,7 +22,7 @@ from benchmarks.systems.eager import Batch, Loop, make_batches, make_net, make_o
 from benchmarks.systems.ours import LOSS
 from benchmarks.systems.ours import make_net as make_ours
 from wholebatch.feedforward import data
-from wholebatch.feedforward.cuda import DeviceEngine
+from wholebatch.feedforward.device.engine import DeviceEngine
 
 WARM = 8  # steps before any is timed: kernels are compiled, and a captured step is captured
 

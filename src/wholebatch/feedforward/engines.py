@@ -8,8 +8,8 @@ import torch
 
 from wholebatch import kernels
 from wholebatch.devices import check_device
-from wholebatch.feedforward.cuda import DeviceEngine
-from wholebatch.feedforward.cuda_memory import check_room
+from wholebatch.feedforward.device.engine import DeviceEngine
+from wholebatch.feedforward.device.memory import check_room
 from wholebatch.feedforward.engine import Engine
 from wholebatch.feedforward.footprint import describe, native_need, net_bytes, reference_need
 from wholebatch.feedforward.memory import Need

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.feedforward.cuda_course import Batch
-from wholebatch.feedforward.cuda_meetings import Meetings
-from wholebatch.feedforward.cuda_parameters import Parameters
-from wholebatch.feedforward.cuda_stages import Later
+from wholebatch.feedforward.device.course import Batch
+from wholebatch.feedforward.device.meetings import Meetings
+from wholebatch.feedforward.device.parameters import Parameters
+from wholebatch.feedforward.device.stages import Later
 from wholebatch.kernels import gpu
 from wholebatch.kernels.batch_norm import Affine, Kernel, Reference
 from wholebatch.moments import refuse_one_value

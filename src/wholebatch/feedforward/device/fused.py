@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.feedforward.cuda_course import Batch
-from wholebatch.feedforward.cuda_parameters import Parameters
-from wholebatch.feedforward.cuda_stages import Later
+from wholebatch.feedforward.device.course import Batch
+from wholebatch.feedforward.device.parameters import Parameters
+from wholebatch.feedforward.device.stages import Later
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.moments import refuse_one_value
 
 
 class Chain:
-    """All layers of a net that :func:`wholebatch.feedforward.cuda_plan.plan_pass` finds fit for it.
+    """All layers of a net that :func:`wholebatch.feedforward.device.plan.plan_pass` finds fit for it.
 
     Args:
         slope: of the activation below 0.

@@ -16,8 +16,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from wholebatch.feedforward.cuda_memory import check_room
 from wholebatch.feedforward.data import Data, as_tensor
+from wholebatch.feedforward.device.memory import check_room
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.sharding import shard_bounds
 from wholebatch.moments import Moments

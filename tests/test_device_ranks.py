@@ -16,7 +16,7 @@ from ranks import run_ranks
 from small_problem import copy_of, same
 from test_spread_reference import SPREAD, TOLERANCE, WHOLE, Case, train, train_all
 from wholebatch import Loss, Optimizer
-from wholebatch.feedforward.cuda_meetings import Meetings, _check_backend
+from wholebatch.feedforward.device.meetings import Meetings, _check_backend
 from wholebatch.feedforward.engine import NonFiniteLossError
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.spread import Spread

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from wholebatch.devices import check_device
-from wholebatch.feedforward.cuda_course import Course
-from wholebatch.feedforward.cuda_meetings import Meetings
-from wholebatch.feedforward.cuda_parameters import Parameters
-from wholebatch.feedforward.cuda_pass import Pass
-from wholebatch.feedforward.cuda_replays import Pace, Replays
-from wholebatch.feedforward.cuda_table import Table, dense_rows
-from wholebatch.feedforward.cuda_totals import step_totals
-from wholebatch.feedforward.cuda_update import Update
 from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.device.course import Course
+from wholebatch.feedforward.device.meetings import Meetings
+from wholebatch.feedforward.device.minibatch import Pass
+from wholebatch.feedforward.device.parameters import Parameters
+from wholebatch.feedforward.device.replays import Pace, Replays
+from wholebatch.feedforward.device.table import Table, dense_rows
+from wholebatch.feedforward.device.totals import step_totals
+from wholebatch.feedforward.device.update import Update
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, make_state
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers

@@ -16,7 +16,7 @@ import numpy as np, pytest, torch
 import tests.gpu_kernels
 from oracle import Oracle, assert_near, make_data, make_model
 from wholebatch import Loss, Optimizer
-from wholebatch.feedforward.cuda import DeviceEngine
+from wholebatch.feedforward.device.engine import DeviceEngine
 from wholebatch.feedforward.engine import NonFiniteLossError
 
 torch.set_num_threads(1)

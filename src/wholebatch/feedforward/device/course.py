@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholebatch.feedforward.cuda_table import Table
+from wholebatch.feedforward.device.table import Table
 
 INDEX, CURSOR, STEP = 0, 1, 2
 

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 def plan_pass(a: Architecture, weight: Tensor, *, shards: int, weighted: bool, precision: MatmulPrecision) -> Plan:
-    """Whether :mod:`wholebatch.feedforward.cuda_fused` serves.
+    """Whether :mod:`wholebatch.feedforward.device.fused` serves.
 
     Where it serves it is taken: whether it is the faster way has not been measured. ``WHOLEBATCH_FUSED_BLOCKS=0`` in
     the environment goes layer by layer.

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from wholebatch.feedforward.cuda_course import Batch
-from wholebatch.feedforward.cuda_fused import Chain
-from wholebatch.feedforward.cuda_meetings import Meetings
-from wholebatch.feedforward.cuda_norm import Merged, Whole
-from wholebatch.feedforward.cuda_parameters import Parameters
-from wholebatch.feedforward.cuda_plan import SLOPES, plan_pass
-from wholebatch.feedforward.cuda_stages import Dropout, Later, Linear, Module, Stage
+from wholebatch.feedforward.device.course import Batch
+from wholebatch.feedforward.device.fused import Chain
+from wholebatch.feedforward.device.meetings import Meetings
+from wholebatch.feedforward.device.norm import Merged, Whole
+from wholebatch.feedforward.device.parameters import Parameters
+from wholebatch.feedforward.device.plan import SLOPES, plan_pass
+from wholebatch.feedforward.device.stages import Dropout, Later, Linear, Module, Stage
 from wholebatch.feedforward.losses import loss_sum
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.settings import Loss, MatmulPrecision

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wholebatch.feedforward.cuda_course import Batch
-from wholebatch.feedforward.cuda_dropout import keep_mask
-from wholebatch.feedforward.cuda_parameters import Parameters
+from wholebatch.feedforward.device.course import Batch
+from wholebatch.feedforward.device.dropout import keep_mask
+from wholebatch.feedforward.device.parameters import Parameters
 from wholebatch.feedforward.products import apply_linear, multiply
 from wholebatch.feedforward.settings import MatmulPrecision
 from wholebatch.kernels import gpu

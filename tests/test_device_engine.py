@@ -15,13 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from oracle import make_data, make_model
 from small_problem import X, Y, copy_of, net, same
 from wholebatch import FeedForward, Loss, Optimizer, Training
-from wholebatch.feedforward import cuda, cuda_memory, cuda_replays
-from wholebatch.feedforward.cuda import DeviceEngine
-from wholebatch.feedforward.cuda_dropout import keep_mask
-from wholebatch.feedforward.cuda_plan import plan_pass
-from wholebatch.feedforward.cuda_replays import WARM, Replays
-from wholebatch.feedforward.cuda_table import Table
 from wholebatch.feedforward.data import Data
+from wholebatch.feedforward.device import engine as device_engine
+from wholebatch.feedforward.device import memory
+from wholebatch.feedforward.device.dropout import keep_mask
+from wholebatch.feedforward.device.engine import DeviceEngine
+from wholebatch.feedforward.device.plan import plan_pass
+from wholebatch.feedforward.device.replays import WARM, Replays
+from wholebatch.feedforward.device.table import Table
 from wholebatch.feedforward.dropout import dropout_mask
 from wholebatch.feedforward.engine import NonFiniteLossError
 
@@ -86,7 +87,7 @@ def test_a_step_takes_nothing_from_the_host(
 @pytest.mark.parametrize("look", [0.0, 1e9])
 def test_a_loss_that_is_not_finite_is_found_late_and_named_right(look: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the third of four mini-batches: at the next look, or at the end, when the fourth was trained on too."""
-    monkeypatch.setattr(cuda, "LOOK_SECONDS", look)
+    monkeypatch.setattr(device_engine, "LOOK_SECONDS", look)
     model = FeedForward(1, (4,), 1, norm="none", activation="identity")
     y = np.ones((40, 1))
     y[25] = 1e30
@@ -102,7 +103,7 @@ def test_a_loss_that_is_not_finite_is_found_late_and_named_right(look: float, mo
 
 
 def test_progress_is_told_at_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(device_engine, "LOOK_SECONDS", 0.0)
     told: list[tuple[int, int, float]] = []
     history = net().fit(
         X, Y, training=Training(epochs=1, batch_size=20), engine="device", progress=lambda *of: told.append(of)
@@ -140,21 +141,21 @@ def test_columns_far_from_zero_are_moved_and_the_persons_table_is_not(mean: floa
 
 
 def test_a_sparse_table_is_laid_down_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wholebatch.feedforward.cuda_table.BLOCK_BYTES", 8 * 33 * 7)
+    monkeypatch.setattr("wholebatch.feedforward.device.table.BLOCK_BYTES", 8 * 33 * 7)
     sparse = scipy.sparse.random_array((50, 33), density=0.2, rng=np.random.default_rng(0), format="csr")
     table = Table(Data(sparse, np.zeros(50, np.int64)), CPU, centred=False)
     assert np.array_equal(table.x.numpy(), sparse.toarray())
 
 
 def test_what_does_not_fit_on_a_card_is_told_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_memory, "free_bytes", lambda device: 10 << 20)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 << 20)
     card = torch.device("cuda", 0)
-    cuda_memory.check_room(card, 10 << 20, "the table")
+    memory.check_room(card, 10 << 20, "the table")
     wanted = (
         r"the table of 1 row needs 10,485,761 bytes .* on cuda:0, 10,485,760 bytes .* are free there; train on the CPU"
     )
     with pytest.raises(ValueError, match=wanted):
-        cuda_memory.check_room(card, (10 << 20) + 1, "the table of 1 row")
+        memory.check_room(card, (10 << 20) + 1, "the table of 1 row")
 
 
 class Graph:
@@ -210,7 +211,7 @@ def test_graphs_can_be_turned_off(how: str, replays: Callable[..., Replays], mon
         found.run((8,), lambda: ran.append(8))
     assert len(ran) == WARM + 4
     assert not Graph.made
-    assert not cuda_replays.Replays(CPU).enabled
+    assert not Replays(CPU).enabled
 
 
 def test_what_steps_read_stays_where_it_is_from_epoch_to_epoch() -> None:

@@ -15,6 +15,7 @@ from wholebatch.tables.errors import TableError, did_you_mean
 from wholebatch.tables.text import UNREADABLE, find_layout, read_text, reason
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
+AS_UTF8 = "; save it as UTF-8 (in Excel: CSV UTF-8)"
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
@@ -91,7 +92,7 @@ def recognise(source: str | Path) -> Source:
         known = ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
         raise TableError(f"{name!r} is of no kind known here; its name should end in one of {known}")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise TableError(f"{name!r} is UTF-16 text; save it as UTF-8 (in Excel: CSV UTF-8)")
+        raise TableError(f"{name!r} is UTF-16 text{AS_UTF8}")
     return Source(name, "packed" if start[:2] == b"\x1f\x8b" else "text", kind in (".tsv", ".tab"))
 
 
@@ -101,7 +102,9 @@ def in_words(source: Source) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise TableError(f"{source.name!r} cannot be read: {reason(error)}") from error
+        why = reason(error)
+        remedy = AS_UTF8 if "utf" in why.lower() else ""  # the readers have no error of one type for it
+        raise TableError(f"{source.name!r} cannot be read: {why}{remedy}") from error
 
 
 def read_parquet(source: Source, columns: list[str] | None = None) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,13 +202,21 @@ def test_small_tensors_come_first():
     assert sizes == sorted(sizes)
 
 
+def _environment(pid: int) -> str:
+    """Of a process that was started just now: Linux fills it in a moment after the program has replaced its starter."""
+    file = Path(f"/proc/{pid}/environ")
+    while not (found := file.read_text()):
+        time.sleep(0.01)
+    return found
+
+
 def test_only_tuned_processes_have_a_tuned_allocator(monkeypatch: pytest.MonkeyPatch):
     for name in TUNED:
         monkeypatch.setenv(name, "123456789")  # what a person set must not reach "as a person gets it"
     with Crew(usable()[:1], LAYER_SYSTEMS) as crew:
         for system, expected in (("torch", {}), ("tuned", TUNED), ("wholebatch-tuned", TUNED), ("sweeps", {})):
             worker = crew.start(system, 1)
-            lines = Path(f"/proc/{worker.process.pid}/environ").read_text().split("\0")
+            lines = _environment(worker.process.pid).split("\0")
             found = dict(line.split("=", 1) for line in lines if line.startswith("MALLOC_"))
             assert found == expected, system
 

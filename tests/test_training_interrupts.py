@@ -23,6 +23,7 @@ from wholebatch.feedforward.training import State
 
 def test_progress_counts_examples(engine: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("wholebatch.feedforward.reference.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("wholebatch.feedforward.device.engine.LOOK_SECONDS", 0.0)
     model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
     examples = 10000 if engine == "native" else 600  # the native engine tells after a tenth of a second
     rows = np.random.default_rng(0).integers(0, 90, examples)

@@ -17,6 +17,7 @@ from wholebatch.feedforward.exchange import Exchange
 from wholebatch.feedforward.module import FeedForward
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.weighing import weigh_rows
 from wholebatch.sharing import Meeting
 from wholebatch.sharing.arena import open_arena
 from wholebatch.sharing.diagnosis import TRAINING
@@ -126,23 +127,9 @@ class Spreading:
             )
 
     def _weigh(self, data: Data, order: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-        """``(steps, shards, 3)``: the sum of what multiplies each row's loss, that of the sample weights, and the rows
-        whose weight is not 0. None where every row counts once."""
-        by_class = self._loss.takes_classes and self._loss.class_weights is not None
-        if data.sample_weight is None and not by_class:
+        """``(steps, shards, 3)`` of all shards; see :func:`weigh_rows`."""
+        own = weigh_rows(data, order, counts[:, self.peers.own.start : self.peers.own.stop], self._loss)
+        if own is None:
             return None
-        own = counts[:, self.peers.own.start : self.peers.own.stop]
-        of = np.repeat(np.arange(own.size), own.ravel())  # (step, own shard) of each row
-        weight = np.ones(len(order))
-        if data.sample_weight is not None:
-            weight = data.sample_weight[order].astype(np.float64)
-        of_loss = weight
-        if by_class:
-            assert data.y is not None
-            # Rounded to the net's dtype first, as the engine has them.
-            classes = torch.tensor(self._loss.class_weights, dtype=self._dtype).double().numpy()
-            of_loss = weight * classes[data.y[order]]
-        sums = [np.bincount(of, each, own.size) for each in (of_loss, weight, weight != 0)]
-        each = np.stack(sums, axis=-1).reshape(len(own), -1, 3)
-        told = self.peers.gather(each.swapaxes(0, 1).reshape(len(self.peers.own), -1), Meeting("epoch", "weights"))
-        return np.ascontiguousarray(told.reshape(self.peers.shards, len(own), 3).swapaxes(0, 1))
+        told = self.peers.gather(own.reshape(len(own), -1), Meeting("epoch", "weights"))
+        return np.ascontiguousarray(told.reshape(self.peers.shards, len(counts), 3).swapaxes(0, 1))

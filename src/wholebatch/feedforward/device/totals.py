@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from wholebatch.feedforward.data import Data
 from wholebatch.feedforward.peers import Peers, add_in_order
 from wholebatch.feedforward.settings import Loss
+from wholebatch.feedforward.weighing import weigh_rows
 from wholebatch.sharing import Meeting
 
 
@@ -22,24 +22,10 @@ def step_totals(
         counts: rows of each mini-batch in each of all shards, ``(steps, shards)``.
         own: the shards of this rank.
     """
-    by_class = loss.takes_classes and loss.class_weights is not None
-    rows = counts.sum(1).astype(np.float64)
-    if data.sample_weight is None and not by_class:
-        return np.repeat(rows[:, None], 3, axis=1)
-    mine = counts[:, own.start : own.stop]
-    weight = np.ones(len(order))
-    if data.sample_weight is not None:
-        weight = data.sample_weight[order].astype(np.float64)
-    of_loss = weight
-    if by_class:
-        assert data.y is not None
-        # Rounded to the net's dtype first, as the losses have them.
-        dtype = torch.from_numpy(np.empty(0, data.x.dtype)).dtype
-        of_loss = weight * torch.tensor(loss.class_weights, dtype=dtype).double().numpy()[data.y[order]]
-    of = np.repeat(np.arange(mine.size), mine.ravel())  # (step, own shard) of each row
-    sums = [np.bincount(of, each, mine.size) for each in (of_loss, weight, weight != 0)]
-    each = np.stack(sums, axis=-1).reshape(*mine.shape, 3).swapaxes(0, 1)  # (own shards, steps, 3)
-    told = each.reshape(len(own), -1)
+    weighed = weigh_rows(data, order, counts[:, own.start : own.stop], loss)
+    if weighed is None:
+        return np.repeat(counts.sum(1).astype(np.float64)[:, None], 3, axis=1)
+    told = weighed.reshape(len(own), -1)
     if peers is not None:
         told = peers.gather(told, Meeting("epoch", "weights"))
     return add_in_order(told).reshape(-1, 3)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from wholebatch import files
-from wholebatch.files import append_line, remove_parts, replacing, write, write_json
+from wholebatch.files import append_line, is_empty, remove_parts, replacing, write, write_json
+from wholebatch.runs.folder import Run
 
 # The module alone: with its package come torch and scikit-learn, which take seconds to import.
 WRITE_FOREVER = """
@@ -155,3 +156,21 @@ def test_json_has_no_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", {"value": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_fills_no_folder(tmp_path: Path):
+    assert is_empty(tmp_path)
+    (tmp_path / ".config.json.123.part").touch()
+    assert is_empty(tmp_path)
+    (tmp_path / "notes.part").touch()
+    assert not is_empty(tmp_path)
+
+
+def test_a_run_begins_where_a_killed_process_began_its_first_file(tmp_path: Path):
+    """A rank that is killed as it writes config.json is started again, and finds what it left of it."""
+    run = Run(tmp_path)
+    (tmp_path / ".config.json.123.part").write_text('{"form')
+    run.check_new()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty, and holds no run of wholebatch"):
+        run.check_new()

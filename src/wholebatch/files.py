@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PARTS = ".*.part"
+
 
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
@@ -85,8 +87,14 @@ def append_line(path: Path, line: str) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Take away what processes that were killed in the midst of :func:`replacing` left in ``folder``."""
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(PARTS):
         part.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in ``folder`` but what killed processes left in the midst of :func:`replacing`."""
+    parts = set(folder.glob(PARTS))
+    return all(path in parts for path in folder.iterdir())
 
 
 def sha256(content: bytes) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from wholebatch.described import read_described
-from wholebatch.files import remove_parts, write_json
+from wholebatch.files import is_empty, remove_parts, write_json
 from wholebatch.runs.checkpoint import epochs_kept, has_checkpoint
 from wholebatch.runs.names import CONFIG, DESCRIPTION, EVENTS, METRICS, NET, RECORDING, REPORT
 from wholebatch.runs.settings import Settings
@@ -119,13 +119,14 @@ class Run:
             )
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(20, "a file is there, not a folder", str(self.path))
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not is_empty(self.path):  # a rank may have been killed as it wrote the first file
             raise ValueError(f"{self.path} is not empty, and holds no run of wholebatch; choose another --out")
 
     def begin(self, config: Config) -> None:
         """Make the folder and write its configuration."""
         self.check_new()
         self.path.mkdir(parents=True, exist_ok=True)
+        remove_parts(self.path)
         try:
             write_json(self.config, config.model_dump(mode="json"))
         except BaseException:

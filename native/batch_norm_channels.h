@@ -56,22 +56,31 @@ template <class A, int K> struct LaneSums {
   }
 };
 
-// Of a block: two passes in cache. Its mean, found in T's precision, is put right by what the deviations still sum to.
-template <class T> void channel_moments(const T *z, Runs runs, std::int64_t next, double *mean, double *m2) {
+// Of a block: two passes in cache, or a single one where a mean is near. Either is put right by what the deviations
+// still sum to, see column_moments.
+template <class T>
+void channel_moments(const T *z, Runs runs, std::int64_t next, const double *near, double *mean, double *m2) {
   using A = Accumulator<T>;
-  LaneSums<A, 1> plain;
-  for (std::int64_t run = 0; run < runs.count; ++run)
-    plain.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length, 0,
-                  []<class V>(const Tensors<T> &x) { return Values<V, 1>{{get<V>(x.z)}}; });
   const auto count = static_cast<double>(runs.count * runs.length);
-  const A centre = static_cast<A>(plain.total(0) / count);
+  const auto runs_at = [&](std::int64_t run) {
+    return Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr};
+  };
+  A centre;
+  if (near == nullptr) {
+    LaneSums<A, 1> plain;
+    for (std::int64_t run = 0; run < runs.count; ++run)
+      plain.add_run(runs_at(run), runs.length, 0,
+                    []<class V>(const Tensors<T> &x) { return Values<V, 1>{{get<V>(x.z)}}; });
+    centre = static_cast<A>(plain.total(0) / count);
+  } else {
+    centre = static_cast<A>(*near);
+  }
   LaneSums<A, 2> rest;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    rest.add_run(Tensors<T>{z + run * runs.stride, nullptr, nullptr, nullptr, nullptr}, runs.length, next,
-                 [&]<class V>(const Tensors<T> &x) {
-                   const V d = get<V>(x.z) - centre;
-                   return Values<V, 2>{{d, d * d}};
-                 });
+    rest.add_run(runs_at(run), runs.length, next, [&]<class V>(const Tensors<T> &x) {
+      const V d = get<V>(x.z) - centre;
+      return Values<V, 2>{{d, d * d}};
+    });
   const double left = rest.total(0), off = left / count, squares = rest.total(1) - left * off;
   *mean = centre + off;
   *m2 = squares < 0 ? 0 : squares;

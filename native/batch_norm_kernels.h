@@ -52,22 +52,27 @@ template <class T> struct Tensors {
   }
 };
 
+// Where what is written element by element finds its inputs and the lines of its outputs: in the caches, or in memory;
+// or in memory, and the outputs go past the caches.
+enum class Sweep { cached, memory, past };
+
 template <class T> struct BatchNormKernels {
   using A = Accumulator<T>;
 
   // Mean and M2 of each column, or of the channel, which has at least one element. next: how many elements further the
-  // next block of the channel begins, 0 if there is none; it is asked for meanwhile.
+  // next block of the channel begins, 0 if there is none; it is asked for meanwhile. near: the mean of elements that
+  // join these, a fifth of all of them at least; null: there are none.
   void (*column_moments)(const T *z, Runs, double *mean, double *m2);
-  void (*channel_moments)(const T *z, Runs, std::int64_t next, double *mean, double *m2);
+  void (*channel_moments)(const T *z, Runs, std::int64_t next, const double *near, double *mean, double *m2);
   // Adds the sums of dt and of dt * xhat to those given.
   void (*column_sums)(const Tensors<T> &, Runs, const Terms<A> &, double *sum, double *sum_xhat);
   void (*channel_sums)(const Tensors<T> &, Runs, std::int64_t next, const Terms<A> &, double *sum, double *sum_xhat);
-  // out = y. past: past the caches.
-  void (*column_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
-  void (*channel_apply)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
+  // out = y
+  void (*column_apply)(const Tensors<T> &, Runs, const Terms<A> &, Sweep sweep);
+  void (*channel_apply)(const Tensors<T> &, Runs, const Terms<A> &, Sweep sweep);
   // out = dz, and dresidual = dt where there is a residual.
-  void (*column_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
-  void (*channel_gradient)(const Tensors<T> &, Runs, const Terms<A> &, bool past);
+  void (*column_gradient)(const Tensors<T> &, Runs, const Terms<A> &, Sweep sweep);
+  void (*channel_gradient)(const Tensors<T> &, Runs, const Terms<A> &, Sweep sweep);
 };
 
 // The build for an instruction set.

@@ -7,7 +7,8 @@
 
 namespace wholebatch::WB_SET {
 
-// A term where every element has its own column. Four rows are done at a time, so that it is loaded once for the four.
+// A term where every element has its own column. In the caches four rows are done at a time, so that it is loaded once
+// for the four; in memory one, which the processor foresees.
 template <class A> struct PerColumn {
   static constexpr int rows = 4;
   const A *term;
@@ -32,6 +33,7 @@ template <class T, Slope kind, bool residual, class P> struct Apply {
   Apply(const Tensors<T> &x, const Terms<A> &terms)
       : x(x), mean(terms.mean), scale(terms.scale), bias(terms.bias), slope(terms.slope) {}
 
+  void expect(std::int64_t i) const { prefetch(x.out + i); }
   template <class V> struct Here {
     V mean, scale, bias;
   };
@@ -58,6 +60,11 @@ template <class T, Slope kind, bool residual, bool whole, class P> struct Gradie
       : x(x), mean(terms.mean), rstd(terms.rstd), scale(terms.scale), bias(terms.bias),
         first(whole ? terms.first : terms.mean), second(whole ? terms.second : terms.mean), slope(terms.slope) {}
 
+  void expect(std::int64_t i) const {
+    prefetch(x.out + i);
+    if constexpr (residual)
+      prefetch(x.dresidual + i);
+  }
   template <class V> struct Here {
     V mean, rstd, scale, bias, first, second;
   };
@@ -84,20 +91,23 @@ template <class T, Slope kind, bool residual, bool whole, class P> struct Gradie
   }
 };
 
-// Every element of the runs, in whole lines and vectors as far as they go. past: past the caches, where lines can be
-// aligned: for columns where those of all rows are, for a channel from the first aligned element of a run on. A line is
-// written at one go, for half a line past the caches costs as much as a whole one.
-template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, bool past, const Element element) {
+// Every element of the runs, in whole lines and vectors as far as they go. Past the caches where lines can be aligned:
+// for columns where those of all rows are, for a channel from the first aligned element of a run on. A line is written
+// at one go, for half a line past the caches costs as much as a whole one.
+template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, Sweep sweep, const Element element) {
   using A = Accumulator<T>;
   using V = Vec<A>;
   constexpr std::int64_t W = width<A>, line = 64 / sizeof(T);
   const auto beyond_line = [](const T *p) {
     return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(p) % 64 / sizeof(T));
   };
+  bool past = sweep == Sweep::past;
   if (rows > 1)
     past = past && beyond_line(to) == 0 && runs.stride % line == 0;
   else // an end that is no whole line is written element by element
     past = past && (runs.length % line == 0 || runs.length >= 64 * line);
+  // In memory the lines of outputs are asked for 8 KiB ahead, or a row, where that is longer.
+  const std::int64_t ahead = std::max<std::int64_t>(8192 / sizeof(T), runs.stride);
   const auto some = [&]<int count>(std::int64_t first, std::integral_constant<int, count>) {
     const auto single = [&](std::int64_t j) {
       const auto here = element.template at<A>(j);
@@ -109,6 +119,8 @@ template <int rows, class T, class Element> void map_runs(const T *to, Runs runs
       for (const std::int64_t head = std::min((line - beyond_line(to + first)) % line, runs.length); j < head; ++j)
         single(j);
     for (; j + line <= runs.length; j += line) {
+      if (rows > 1 && sweep == Sweep::memory)
+        element.expect(first + j + ahead);
       typename Element::template Here<V> here[line / W];
 #pragma GCC unroll 8
       for (int w = 0; w < line / W; ++w)
@@ -128,7 +140,7 @@ template <int rows, class T, class Element> void map_runs(const T *to, Runs runs
       single(j);
   };
   std::int64_t run = 0;
-  for (; run + rows <= runs.count; run += rows)
+  for (; run + rows <= runs.count && sweep == Sweep::cached; run += rows)
     some(run * runs.stride, std::integral_constant<int, rows>{});
   for (; run < runs.count; ++run)
     some(run * runs.stride, std::integral_constant<int, 1>{});
@@ -138,19 +150,20 @@ template <int rows, class T, class Element> void map_runs(const T *to, Runs runs
 #endif
 }
 
-template <class T, class P> void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool past) {
+template <class T, class P>
+void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Sweep sweep) {
   specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
-    map_runs<P::rows>(x.out, runs, past, Apply<T, kind, residual, P>(x, terms));
+    map_runs<P::rows>(x.out, runs, sweep, Apply<T, kind, residual, P>(x, terms));
   });
 }
 
 template <class T, class P>
-void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, bool past) {
+void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Sweep sweep) {
   specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
     if (terms.first != nullptr)
-      map_runs<P::rows>(x.out, runs, past, Gradient<T, kind, residual, true, P>(x, terms));
+      map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, true, P>(x, terms));
     else
-      map_runs<P::rows>(x.out, runs, past, Gradient<T, kind, residual, false, P>(x, terms));
+      map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, false, P>(x, terms));
   });
 }
 

@@ -120,20 +120,20 @@ public:
     }
   }
 
-  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
-    map(kernels_.column_apply, x, group, chunk, terms, past);
+  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, Sweep sweep) const {
+    map(kernels_.column_apply, x, group, chunk, terms, sweep);
   }
-  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
-    map(kernels_.column_gradient, x, group, chunk, terms, past);
+  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, Sweep sweep) const {
+    map(kernels_.column_gradient, x, group, chunk, terms, sweep);
   }
 
 private:
   template <class Kernel>
   void map(Kernel kernel, const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms,
-           bool past) const {
-    kernel(x.at(offset(group, chunk)), runs(group, chunk), terms.at(first_column(group)), past);
+           Sweep sweep) const {
+    kernel(x.at(offset(group, chunk)), runs(group, chunk), terms.at(first_column(group)), sweep);
     if (rest(chunk) > 0)
-      kernel(x.at(rows_ * width_), {1, rest(chunk) * shape_.channels, 0}, terms, past);
+      kernel(x.at(rows_ * width_), {1, rest(chunk) * shape_.channels, 0}, terms, sweep);
   }
 
   // The `inner` columns of a channel, all of `own` elements.
@@ -205,7 +205,8 @@ public:
     *mean = *m2 = 0;
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b) {
       double own_mean, own_m2;
-      kernels_.channel_moments(z + offset(group, b), runs(b), next(group, b), &own_mean, &own_m2);
+      const double *near = before > 0 ? mean : nullptr; // blocks are about as large as each other
+      kernels_.channel_moments(z + offset(group, b), runs(b), next(group, b), near, &own_mean, &own_m2);
       merge_into(1, before, elements(runs(b)), &own_mean, &own_m2, mean, m2);
       before += elements(runs(b));
     }
@@ -218,13 +219,13 @@ public:
       kernels_.channel_sums(x.at(offset(group, b)), runs(b), next(group, b), terms.at(group), sum, sum_xhat);
   }
 
-  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
+  void apply(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, Sweep sweep) const {
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b)
-      kernels_.channel_apply(x.at(offset(group, b)), runs(b), terms.at(group), past);
+      kernels_.channel_apply(x.at(offset(group, b)), runs(b), terms.at(group), sweep);
   }
-  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, bool past) const {
+  void gradient(const Tensors<T> &x, std::int64_t group, std::int64_t chunk, const Terms<A> &terms, Sweep sweep) const {
     for (std::int64_t b = begin_block(chunk); b < begin_block(chunk + 1); ++b)
-      kernels_.channel_gradient(x.at(offset(group, b)), runs(b), terms.at(group), past);
+      kernels_.channel_gradient(x.at(offset(group, b)), runs(b), terms.at(group), sweep);
   }
 
 private:

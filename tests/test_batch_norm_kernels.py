@@ -35,6 +35,22 @@ def test_inputs_far_from_zero(kernel: Kernel, shape: tuple[int, ...]) -> None:
     check(kernel, z, fill(shape, torch.float32, seed=1), make_affine(z, 0.0, False))
 
 
+@pytest.mark.parametrize("first", [1, 15, 16, 17, 300])
+@pytest.mark.parametrize("shape", [(1100, 20), (1100, 200), (1100, 3, 40)], ids=str)
+def test_a_mean_that_moves_on_from_one_example_to_the_next(kernel: Kernel, shape: tuple[int, ...], first: int) -> None:
+    """The mean of what came before is far from that of what follows, by many of its deviations."""
+    z = fill(shape, torch.float32, mean=0) * 1e-3
+    z[first:] += 1e3
+    z[2 * first :] -= 5e5
+    moments = kernel.moments(z, None)
+    exact = z.double().transpose(0, 1).flatten(1)
+    u = torch.finfo(torch.float32).eps / 2
+    var, mean = torch.var_mean(exact, 1, correction=0)
+    # Sums in float32 of some thousand numbers as large as mean and deviation.
+    assert ((moments.mean.double() - mean).abs() <= 64 * u * (mean.abs() + var.sqrt())).all()
+    assert ((moments.m2.double() / moments.count - var).abs() <= 64 * u * var).all()
+
+
 @pytest.mark.parametrize("shape", [(301, 7), (5, 7, 40, 5)], ids=str)
 def test_a_channel_of_one_value_has_no_variance(kernel: Kernel, shape: tuple[int, ...]) -> None:
     z = torch.full(shape, 0.1)

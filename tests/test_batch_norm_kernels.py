@@ -44,11 +44,12 @@ def test_a_mean_that_moves_on_from_one_example_to_the_next(kernel: Kernel, shape
     z[2 * first :] -= 5e5
     moments = kernel.moments(z, None)
     exact = z.double().transpose(0, 1).flatten(1)
-    u = torch.finfo(torch.float32).eps / 2
+    # The compiled kernel sums up to 64 numbers in float32, then in float64; torch all of them one after the other.
+    terms = moments.count if isinstance(kernel, Reference) else 64
+    allowed = terms * torch.finfo(torch.float32).eps / 2
     var, mean = torch.var_mean(exact, 1, correction=0)
-    # Each of n sums in float32 is off by u, to either side.
-    assert ((moments.mean.double() - mean).abs() <= moments.count**0.5 * u * (mean.abs() + var.sqrt())).all()
-    assert ((moments.m2.double() / moments.count - var).abs() <= 64 * u * var).all()
+    assert ((moments.mean.double() - mean).abs() <= allowed * (mean.abs() + var.sqrt())).all()
+    assert ((moments.m2.double() / moments.count - var).abs() <= allowed * var).all()
 
 
 @pytest.mark.parametrize("shape", [(301, 7), (5, 7, 40, 5)], ids=str)

@@ -12,8 +12,38 @@ namespace wholebatch::WB_SET {
 // beside the rows of A that pass by.
 constexpr int depth_block = 192;
 
-// c (ROWS x NV vectors) over `depth`. TRANSPOSED: a's rows are the inner index, and b is row-major instead of packed.
-template <class T, int ROWS, int NV, bool TRANSPOSED>
+// How the left operand lies: as a block of rows, of which a tile takes some; as rows of which a tile takes some columns
+// (the inner index is the row); or packed, the tiles one behind the other and each by inner index (packing.h).
+enum class Left { rows, columns, packed };
+
+// Inner indices that are done in one go where addresses allow it: so the loop itself costs little.
+template <Left left> constexpr int unrolled = left == Left::packed ? 4 : 1;
+
+// One inner index: sum += a b.
+template <class T, int ROWS, int NV, Left left, class A>
+inline void multiply_add(Vec<T> (&sum)[ROWS][NV], const A &a, const T *b) {
+  Vec<T> bk[NV];
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; ++j)
+    bk[j] = load(b + j * width<T>);
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i) {
+    if constexpr (left == Left::packed) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j)
+        sum[i][j] = fma_of<T>(a(i), bk[j], sum[i][j]);
+    } else {
+      const Vec<T> ak = all(a(i));
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j)
+        sum[i][j] = fma<T>(ak, bk[j], sum[i][j]);
+    }
+  }
+}
+
+// c (ROWS x NV vectors) over `depth`. onto: the chains begin with what is in c, unless this is the first part of them;
+// else they begin at zero and what comes out is added to c.
+template <class T, int ROWS, int NV, Left left, bool onto>
 inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
                  T *__restrict c, std::int64_t ldc, bool first) {
   constexpr int W = width<T>;
@@ -22,57 +52,51 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j)
-      sum[i][j] = TRANSPOSED || first ? Vec<T>{} : load(c + i * ldc + j * W);
-  // Three rows of a share a pointer: twelve pointers are more than there are registers, and what moves between other
-  // registers and these takes a port from the multiply-adds.
-  constexpr int BASES = (ROWS + 2) / 3;
-  const T *base[BASES];
+      sum[i][j] = !onto || first ? Vec<T>{} : load(c + i * ldc + j * W);
+  if constexpr (left == Left::rows) {
+    // Three rows of a share a pointer: twelve pointers are more than there are registers, and what moves between other
+    // registers and these takes a port from the multiply-adds.
+    constexpr int BASES = (ROWS + 2) / 3;
+    const T *base[BASES];
 #pragma GCC unroll 4
-  for (int i = 0; i < BASES; ++i)
-    base[i] = a + 3 * i * lda;
-  for (int k = 0; k < depth; ++k) {
-    if constexpr (!TRANSPOSED) {
+    for (int i = 0; i < BASES; ++i)
+      base[i] = a + 3 * i * lda;
+    for (int k = 0; k < depth; ++k, b += ldb) {
 #pragma GCC unroll 4
       for (int i = 0; i < BASES; ++i)
         asm("" : "+r"(base[i])); // lest the compiler makes twelve of them again
-    }
-    Vec<T> bk[NV];
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j)
-      bk[j] = load(b + j * W);
-#pragma GCC unroll 12
-    for (int i = 0; i < ROWS; ++i) {
-      const Vec<T> ak = all(TRANSPOSED ? a[i] : base[i / 3][i % 3 * lda]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j)
-        sum[i][j] = fma<T>(ak, bk[j], sum[i][j]);
-    }
-    b += ldb;
-    if constexpr (TRANSPOSED) {
-      a += lda;
-    } else {
+      multiply_add<T, ROWS, NV, left>(sum, [&](int i) { return base[i / 3][i % 3 * lda]; }, b);
 #pragma GCC unroll 4
       for (int i = 0; i < BASES; ++i)
         ++base[i];
     }
+  } else {
+    const std::int64_t step = left == Left::packed ? ROWS : lda;
+    int k = 0;
+    for (; k + unrolled<left> <= depth; k += unrolled<left>, a += unrolled<left> * step, b += unrolled<left> * ldb)
+#pragma GCC unroll 4
+      for (int u = 0; u < unrolled<left>; ++u)
+        multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[u * step + i]; }, b + u * ldb);
+    for (; k < depth; ++k, a += step, b += ldb)
+      multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[i]; }, b);
   }
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) {
       T *to = c + i * ldc + j * W;
-      store(to, TRANSPOSED && !first ? load(to) + sum[i][j] : sum[i][j]);
+      store(to, !onto && !first ? load(to) + sum[i][j] : sum[i][j]);
     }
 }
 
-template <class T, int NV, bool TRANSPOSED, int ROWS = WB_TILE_ROWS>
+template <class T, int NV, Left left, bool onto, int ROWS = WB_TILE_ROWS>
 inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
                     std::int64_t ldc, bool first) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS)
-      tile<T, ROWS, NV, TRANSPOSED>(depth, a, lda, b, ldb, c, ldc, first);
+      tile<T, ROWS, NV, left, onto>(depth, a, lda, b, ldb, c, ldc, first);
     else
-      tile_of<T, NV, TRANSPOSED, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first);
+      tile_of<T, NV, left, onto, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first);
   }
 }
 
@@ -86,34 +110,51 @@ template <class F> inline void each_tile(int rows, F f) {
 }
 
 // All rows of one panel.
-template <class T, int NV, bool TRANSPOSED>
-inline void panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
-                  std::int64_t ldc, bool first) {
-  each_tile(rows, [&](int begin, int height) {
-    tile_of<T, NV, TRANSPOSED>(height, depth, a + (TRANSPOSED ? begin : begin * lda), lda, b, ldb, c + begin * ldc, ldc,
-                               first);
-  });
+template <class T, int NV>
+inline void multiply_panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, T *c, std::int64_t ldc) {
+  constexpr int wide = NV * width<T>;
+  for (int k = 0; k < depth; k += depth_block) {
+    const int part = depth - k < depth_block ? depth - k : depth_block;
+    each_tile(rows, [&](int begin, int height) {
+      const T *panel = b + k * wide;
+      T *to = c + begin * ldc;
+      if (lda != 0)
+        tile_of<T, NV, Left::rows, true>(height, part, a + begin * lda + k, lda, panel, wide, to, ldc, k == 0);
+      else
+        tile_of<T, NV, Left::packed, true>(height, part, a + begin * depth + k * height, 0, panel, wide, to, ldc,
+                                           k == 0);
+    });
+  }
 }
 
 template <class T>
 void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc) {
-  for (int k = 0; k < depth; k += depth_block) {
-    const int part = depth - k < depth_block ? depth - k : depth_block;
-    const std::int64_t ldb = vectors * width<T>;
-    if (vectors == 2)
-      panel<T, 2, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
-    else
-      panel<T, 1, false>(rows, part, a + k, lda, b + k * ldb, ldb, c, ldc, k == 0);
-  }
+  vectors == 2 ? multiply_panel<T, 2>(rows, depth, a, lda, b, c, ldc)
+               : multiply_panel<T, 1>(rows, depth, a, lda, b, c, ldc);
+}
+
+// One tile of dW.
+template <class T, int NV>
+inline void transposed_tile(int rows, int begin, int height, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
+                            T *out, bool first) {
+  constexpr int wide = NV * width<T>;
+  if (lda != 0)
+    tile_of<T, NV, Left::columns, false>(height, rows, a + begin, lda, b, ldb, out, wide, first);
+  else
+    tile_of<T, NV, Left::packed, false>(height, rows, a + static_cast<std::int64_t>(begin) * rows, 0, b, ldb, out, wide,
+                                        first);
 }
 
 template <class T>
 void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
                          T *out, bool first) {
-  if (vectors == 2)
-    panel<T, 2, true>(count, rows, a, lda, b, ldb, out, 2 * width<T>, first);
-  else
-    panel<T, 1, true>(count, rows, a, lda, b, ldb, out, width<T>, first);
+  const std::int64_t wide = vectors * width<T>;
+  each_tile(count, [&](int begin, int height) {
+    if (vectors == 2)
+      transposed_tile<T, 2>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first);
+    else
+      transposed_tile<T, 1>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first);
+  });
 }
 
 // Between a panel and rows of weights as torch has them, (outputs, inputs), in either direction: `count` outputs.

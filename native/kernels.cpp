@@ -7,6 +7,7 @@
 #include "layer.h"
 #include "loss.h"
 #include "optimizer.h"
+#include "packing.h"
 
 #define WB_JOIN(a, b) a##b
 #define WB_KERNELS(set) WB_JOIN(kernels_, set)
@@ -16,6 +17,9 @@ namespace wholebatch {
 template <class T> const Kernels<T> &WB_KERNELS(WB_SET)() {
   namespace set = WB_SET;
   static constexpr Kernels<T> kernels{set::width<T>,
+                                      set::pack<T>,
+                                      set::pack_transposed<T>,
+                                      set::pack_panel<T>,
                                       set::multiply<T>,
                                       set::multiply_transposed<T>,
                                       set::multiply_and_update<T>,

@@ -62,6 +62,13 @@ struct Rows {
 template <class T> struct Kernels {
   int width;
 
+  // Left operands of products as their register tiles read them, (rows x depth) or the transpose of (rows x count): to
+  // be handed over with 0 for lda. It pays where several panels are multiplied by one. A vector behind the last element
+  // is written to, too.
+  void (*pack)(int rows, int depth, const T *a, std::int64_t lda, T *out);
+  void (*pack_transposed)(int rows, int count, const T *a, std::int64_t lda, T *out);
+  // A panel of a right operand, (rows x panel), its rows one behind the other.
+  void (*pack_panel)(int rows, const T *b, std::int64_t ldb, int vectors, T *out);
   // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
   void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc);
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)

@@ -82,6 +82,8 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
   for (auto &work : work_) {
     work.h.resize(Blocks::most * ldh_);
     work.dz.resize(Blocks::most * lddz_);
+    work.packed.resize(Blocks::most * std::max(ldh_, lddz_) + width);
+    work.panel.resize(Blocks::most * panel_width());
     work.turned.resize(static_cast<std::size_t>(layers_.back().padded) * width);
     work.row_mean.resize(Blocks::most);
     work.row_rstd.resize(Blocks::most);

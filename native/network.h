@@ -106,6 +106,8 @@ template <class T> struct Workspace {
   std::vector<Vectors> layers;
   Buffer<T> h, dz;              // a block of a layer's inputs, and of the gradient of its sums
   Buffer<T> turned;             // outputs of a few rows, one row per lane, for the loss
+  Buffer<T> packed;             // a block's h or dz as a left operand
+  Buffer<T> panel;              // a panel of a block's dz as a right one
   Buffer<Rounded> left, right;  // rounded operands: a block's h or dz, and dz where it is summed in groups
   Buffer<T> row_mean, row_rstd; // of one block, for predict
 };
@@ -190,7 +192,7 @@ private:
     T *at;
     std::int64_t ld;
   };
-  // A block as the left operand of a product: as it is, or rounded.
+  // A block as the left operand of a product: as it is, or packed (then ld is 0), or rounded.
   struct Left {
     Matrix matrix;
     Tiles tiles;
@@ -315,7 +317,10 @@ private:
   std::int64_t step_width() const;
 
   // products.cpp: of float32 numbers, or of rounded ones
-  Left left_operand(int worker, int rows, int depth, const Matrix &matrix);
+  Left left_operand(int worker, int rows, int layer, Way way, const Matrix &matrix, std::int64_t panels);
+  Matrix pack_rows(int worker, int rows, int depth, const Matrix &matrix, std::int64_t panels);
+  Matrix pack_columns(int worker, int rows, int count, const Matrix &matrix, std::int64_t panels);
+  Matrix pack_panel(int worker, int rows, const Matrix &matrix, int vectors);
   void multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld);
   void round_weights(int layer, const Tile &tile);
   Tiles tiles_of(Buffer<Rounded> &buffer, std::int64_t steps) const {

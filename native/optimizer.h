@@ -46,7 +46,7 @@ void panel_and_update(int rows, int count, const T *a, std::int64_t lda, const T
   each_tile(count, [&](int begin, int height) {
     const int at = begin * wide;
     T *g = first ? fresh : out + at;
-    tile_of<T, NV, true>(height, rows, a + begin, lda, b, ldb, g, wide, first);
+    transposed_tile<T, NV>(rows, begin, height, a, lda, b, ldb, g, first);
     update(t, height * wide, w + at, g, first_moment ? first_moment + at : nullptr,
            second_moment ? second_moment + at : nullptr);
   });

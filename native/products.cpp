@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::int64_t block_steps = Blocks::most / Tiles::inner; // at most, of a block's rows
 
+constexpr std::int64_t least_panels = 4; // that a left operand is packed for
+
 // How many blocks of so many columns of h are multiplied at a time: the sums stay in registers for so long, and h in
 // the second-level cache.
 constexpr std::int64_t most_turned = std::int64_t{1} << 18; // elements
@@ -53,11 +55,45 @@ template <class T> void Network<T>::prepare_products() {
   }
 }
 
-// (rows x depth) of a block, for all products that it is the left operand of: until the next one is made.
+// (rows x depth) of a block, for as many panels as it is multiplied by: packed where that pays, which changes no bit.
 template <class T>
-typename Network<T>::Left Network<T>::left_operand(int worker, int rows, int depth, const Matrix &matrix) {
+typename Network<T>::Matrix Network<T>::pack_rows(int worker, int rows, int depth, const Matrix &matrix,
+                                                  std::int64_t panels) {
+  if (panels < least_panels)
+    return matrix;
+  T *packed = work_[worker].packed.get();
+  kernels_.pack(rows, depth, matrix.at, matrix.ld, packed);
+  return {packed, 0};
+}
+
+// The same of `count` columns of a block, whose transpose is multiplied.
+template <class T>
+typename Network<T>::Matrix Network<T>::pack_columns(int worker, int rows, int count, const Matrix &matrix,
+                                                     std::int64_t panels) {
+  if (panels < least_panels)
+    return matrix;
+  T *packed = work_[worker].packed.get();
+  kernels_.pack_transposed(rows, count, matrix.at, matrix.ld, packed);
+  return {packed, 0};
+}
+
+// What such columns are multiplied by: a panel of a block's dz.
+template <class T>
+typename Network<T>::Matrix Network<T>::pack_panel(int worker, int rows, const Matrix &matrix, int vectors) {
+  T *packed = work_[worker].panel.get();
+  kernels_.pack_panel(rows, matrix.at, matrix.ld, vectors, packed);
+  return {packed, vectors * kernels_.width};
+}
+
+// A block of h or dZ for all products on the way up or down that it is the left operand of: until the next one is made.
+template <class T>
+typename Network<T>::Left Network<T>::left_operand(int worker, int rows, int layer, Way way, const Matrix &matrix,
+                                                   std::int64_t panels) {
+  const LayerState<T> &state = layers_[layer];
+  const bool forward = way == Way::forward;
   if (!products_)
-    return {matrix, {}};
+    return {pack_rows(worker, rows, forward ? state.depth : state.outputs, matrix, panels), {}};
+  const int depth = forward ? state.inputs : state.outputs;
   const Tiles tiles = tiles_of(work_[worker].left, steps_of(depth));
   products_->left_by_columns(rows, depth, steps_of(depth), matrix.at, matrix.ld, tiles);
   return {matrix, tiles};

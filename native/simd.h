@@ -66,6 +66,20 @@ template <class T> inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
+// a * b + c for a number in memory, which the instruction itself spreads over the lanes: where a core is shared with
+// another thread, it is the number of instructions that limits the products.
+template <class T> inline Vec<T> fma_of(const T &a, Vec<T> b, Vec<T> c) {
+#if WB_BYTES == 64 && defined(__GNUC__)
+  if constexpr (sizeof(T) == 4)
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(a));
+  else
+    asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(c) : "v"(b), "m"(a));
+  return c;
+#else
+  return fma<T>(all(a), b, c);
+#endif
+}
+
 // As many doubles as a vector of T has lanes.
 template <class T> struct DoublesOf {
   typedef double type __attribute__((vector_size(width<T> * sizeof(double))));

@@ -271,7 +271,8 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
     const Rows rows = step.blocks.at(b);
-    const Left h = left_operand(step.worker, rows.count, state.inputs, inputs(step, layer, b, 0, state.depth, false));
+    const Left h = left_operand(step.worker, rows.count, layer, Way::forward,
+                                inputs(step, layer, b, 0, state.depth, false), share.panels.end - share.panels.begin);
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
@@ -291,7 +292,8 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
   if (last > 0 && row_norm() && !config_.by_neuron)
     row_statistics(step, last - 1, {block, block + 1});
   const Rows rows = step.blocks.at(block);
-  const Left h = left_operand(step.worker, rows.count, state.inputs, inputs(step, last, block, 0, state.depth, false));
+  const Left h = left_operand(step.worker, rows.count, last, Way::forward,
+                              inputs(step, last, block, 0, state.depth, false), panels_of(state.padded));
   T *out = gradients_of(last) + rows.first * state.stride;
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
     multiply(h, rows.count, last, Way::forward, p, out + p * panel_width(), state.stride);
@@ -338,7 +340,7 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   if (layer == 0)
     return;
   LayerState<T> &below = layers_[layer - 1];
-  const Left left = left_operand(step.worker, rows.count, state.outputs, dz);
+  const Left left = left_operand(step.worker, rows.count, layer, Way::back, dz, panels.end - panels.begin);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
     const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
     const int vectors = vectors_at(p, below.padded);

@@ -65,15 +65,20 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
                           : gradient_of_sums(step, layer, b, tile.panels);
     if (is_grouped(step, layer))
       return add_to_part(step, layer, b, h, dz, tile.panels);
+    const int count = static_cast<int>(end - begin);
+    const Matrix left =
+        pack_columns(step.worker, rows.count, count, {h.at + begin, h.ld}, tile.panels.end - tile.panels.begin);
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-      const int vectors = vectors_at(panel, state.padded), count = static_cast<int>(end - begin);
-      const T *right = dz.at + panel * panel_width();
+      const int vectors = vectors_at(panel, state.padded);
+      Matrix right{dz.at + panel * panel_width(), dz.ld};
+      if (left.ld == 0)
+        right = pack_panel(step.worker, rows.count, right, vectors);
       if (updates_at_once(step) && b == last)
-        kernels_.multiply_and_update(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, sum + at, b == first,
-                                     step.update, state.weight.value.get() + at, state.weight.first.at(at),
+        kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
+                                     b == first, step.update, state.weight.value.get() + at, state.weight.first.at(at),
                                      state.weight.second.at(at));
       else
-        kernels_.multiply_transposed(rows.count, count, h.at + begin, h.ld, right, dz.ld, vectors, sum + at,
+        kernels_.multiply_transposed(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
                                      b == first);
     });
   });
@@ -124,9 +129,16 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
   const std::int64_t group = step.blocks.group_of(block);
   const bool first = step.blocks.group_begin(group) == block;
   T *part = parts_[layer % 2].get() + group * part_size_;
-  for (std::int64_t p = panels.begin; p < panels.end; ++p)
-    kernels_.multiply_transposed(step.blocks.at(block).count, state.depth, h.at, h.ld, dz.at + p * panel_width(), dz.ld,
-                                 vectors_at(p, state.padded), part + p * panel_width() * state.depth, first);
+  const int rows = step.blocks.at(block).count;
+  const Matrix left = pack_columns(step.worker, rows, state.depth, h, panels.end - panels.begin);
+  for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+    const int vectors = vectors_at(p, state.padded);
+    Matrix right{dz.at + p * panel_width(), dz.ld};
+    if (left.ld == 0)
+      right = pack_panel(step.worker, rows, right, vectors);
+    kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, vectors,
+                                 part + p * panel_width() * state.depth, first);
+  }
 }
 
 // The squares of each row of a tile, by panel and row: sums in a fixed order, whoever asks.

@@ -21,11 +21,17 @@ from wholebatch import Loss, Optimizer, Training
 from wholebatch.feedforward.training import State
 
 
-def test_progress_counts_examples(engine: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def told_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress of the Python engines without their pause; the native one tells after a tenth of a second."""
     monkeypatch.setattr("wholebatch.feedforward.reference.PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr("wholebatch.feedforward.device.engine.LOOK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("told_at_every_step")
+def test_progress_counts_examples(engine: str):
     model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
-    examples = 10000 if engine == "native" else 600  # the native engine tells after a tenth of a second
+    examples = 10000 if engine == "native" else 600
     rows = np.random.default_rng(0).integers(0, 90, examples)
     told: list[tuple[int, int, float]] = []
 
@@ -44,12 +50,13 @@ def test_progress_counts_examples(engine: str, monkeypatch: pytest.MonkeyPatch):
     assert len(history.epochs) == 2
 
 
+@pytest.mark.usefixtures("told_at_every_step")
 def test_an_error_in_progress_leaves_the_last_whole_epoch(engine: str):
     class OwnError(Exception):
         pass
 
     model = make_model((6, 300, 300, 3), "batch", "before", "tanh", dtype=torch.float64)
-    rows = np.random.default_rng(0).integers(0, 90, 20000 if engine == "native" else 4000)
+    rows = np.random.default_rng(0).integers(0, 90, 40000 if engine == "native" else 600)
     states: list[State] = []
 
     def progress(epoch: int, done: int, mean: float) -> None:

@@ -8,7 +8,7 @@
 
 namespace wholebatch::WB_SET {
 
-// Rows of a block: few enough that sums of them in T's precision are exact, enough that merging costs little. A
+// Rows of a block: few enough that sums of them in T's precision are exact enough, enough that merging costs little. A
 // function of the shape alone.
 inline std::int64_t block_rows(std::int64_t columns) {
   return std::clamp<std::int64_t>((16384 / columns) & ~std::int64_t{3}, 16, 256);

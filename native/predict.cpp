@@ -41,7 +41,8 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
       gather(table, index.data(), count, 0, layers_[0].depth, false, work.h.get(), ldh_);
       for (int l = 0; l <= hidden(); ++l) {
         LayerState<T> &layer = layers_[l];
-        const Matrix h = pack_rows(worker, count, layer.depth, {work.h.get(), ldh_}, panels_of(layer.padded));
+        const Matrix h =
+            left_matrix(worker, count, layer.depth, {work.h.get(), ldh_}, panels_of(layer.padded), kernels_.pack);
         for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
           kernels_.multiply(count, layer.depth, h.at, h.ld, layer.weight.value.get() + p * panel_width() * layer.depth,
                             vectors_at(p, layer.padded), work.dz.get() + p * panel_width(), lddz_);

@@ -55,33 +55,27 @@ template <class T> void Network<T>::prepare_products() {
   }
 }
 
-// (rows x depth) of a block, for as many panels as it is multiplied by: packed where that pays, which changes no bit.
+// A block's matrix, for as many panels as it is multiplied by, or its transpose is: packed where that pays, which
+// changes no bit. `pack` is the kernels' `pack` or `pack_transposed`.
 template <class T>
-typename Network<T>::Matrix Network<T>::pack_rows(int worker, int rows, int depth, const Matrix &matrix,
-                                                  std::int64_t panels) {
+typename Network<T>::Matrix Network<T>::left_matrix(int worker, int rows, int columns, const Matrix &matrix,
+                                                    std::int64_t panels, Pack pack) {
   if (panels < least_panels)
     return matrix;
   T *packed = work_[worker].packed.get();
-  kernels_.pack(rows, depth, matrix.at, matrix.ld, packed);
+  pack(rows, columns, matrix.at, matrix.ld, packed);
   return {packed, 0};
 }
 
-// The same of `count` columns of a block, whose transpose is multiplied.
+// A panel of a block's dz, that `left` is multiplied by: packed where `left` is.
 template <class T>
-typename Network<T>::Matrix Network<T>::pack_columns(int worker, int rows, int count, const Matrix &matrix,
-                                                     std::int64_t panels) {
-  if (panels < least_panels)
-    return matrix;
-  T *packed = work_[worker].packed.get();
-  kernels_.pack_transposed(rows, count, matrix.at, matrix.ld, packed);
-  return {packed, 0};
-}
-
-// What such columns are multiplied by: a panel of a block's dz.
-template <class T>
-typename Network<T>::Matrix Network<T>::pack_panel(int worker, int rows, const Matrix &matrix, int vectors) {
+typename Network<T>::Matrix Network<T>::right_matrix(int worker, int rows, const Matrix &left, const Matrix &dz,
+                                                     std::int64_t panel, int vectors) {
+  T *at = dz.at + panel * panel_width();
+  if (left.ld > 0)
+    return {at, dz.ld};
   T *packed = work_[worker].panel.get();
-  kernels_.pack_panel(rows, matrix.at, matrix.ld, vectors, packed);
+  kernels_.pack_panel(rows, at, dz.ld, vectors, packed);
   return {packed, vectors * kernels_.width};
 }
 
@@ -92,7 +86,7 @@ typename Network<T>::Left Network<T>::left_operand(int worker, int rows, int lay
   const LayerState<T> &state = layers_[layer];
   const bool forward = way == Way::forward;
   if (!products_)
-    return {pack_rows(worker, rows, forward ? state.depth : state.outputs, matrix, panels), {}};
+    return {left_matrix(worker, rows, forward ? state.depth : state.outputs, matrix, panels, kernels_.pack), {}};
   const int depth = forward ? state.inputs : state.outputs;
   const Tiles tiles = tiles_of(work_[worker].left, steps_of(depth));
   products_->left_by_columns(rows, depth, steps_of(depth), matrix.at, matrix.ld, tiles);

@@ -66,13 +66,11 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
     if (is_grouped(step, layer))
       return add_to_part(step, layer, b, h, dz, tile.panels);
     const int count = static_cast<int>(end - begin);
-    const Matrix left =
-        pack_columns(step.worker, rows.count, count, {h.at + begin, h.ld}, tile.panels.end - tile.panels.begin);
+    const Matrix left = left_matrix(step.worker, rows.count, count, {h.at + begin, h.ld},
+                                    tile.panels.end - tile.panels.begin, kernels_.pack_transposed);
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
       const int vectors = vectors_at(panel, state.padded);
-      Matrix right{dz.at + panel * panel_width(), dz.ld};
-      if (left.ld == 0)
-        right = pack_panel(step.worker, rows.count, right, vectors);
+      const Matrix right = right_matrix(step.worker, rows.count, left, dz, panel, vectors);
       if (updates_at_once(step) && b == last)
         kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
                                      b == first, step.update, state.weight.value.get() + at, state.weight.first.at(at),
@@ -130,12 +128,11 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
   const bool first = step.blocks.group_begin(group) == block;
   T *part = parts_[layer % 2].get() + group * part_size_;
   const int rows = step.blocks.at(block).count;
-  const Matrix left = pack_columns(step.worker, rows, state.depth, h, panels.end - panels.begin);
+  const Matrix left =
+      left_matrix(step.worker, rows, state.depth, h, panels.end - panels.begin, kernels_.pack_transposed);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
     const int vectors = vectors_at(p, state.padded);
-    Matrix right{dz.at + p * panel_width(), dz.ld};
-    if (left.ld == 0)
-      right = pack_panel(step.worker, rows, right, vectors);
+    const Matrix right = right_matrix(step.worker, rows, left, dz, p, vectors);
     kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, vectors,
                                  part + p * panel_width() * state.depth, first);
   }

@@ -84,7 +84,9 @@ def native_need(
             batch += 4 * blocks * padded * double  # moments and sums of each block
         if a.norm in ("layer", "rms"):
             batch += 2 * rows * size
-    net += threads * (BLOCK_ROWS * (h + dz + 2) + _whole(a.sizes[-1], width) * width) * size  # each worker's blocks
+    packed = max(h, dz) + 2 * width  # a block as a left operand, and a panel as a right one
+    own = BLOCK_ROWS * (h + dz + packed + 2) + width + _whole(a.sizes[-1], width) * width
+    net += threads * own * size  # each worker's blocks
     batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
     groups = _groups(blocks, grouped)
     batch += min(2, last + 1) * groups * part * size if groups > 1 else 0  # sums of weights' gradients

@@ -39,7 +39,7 @@ def test_an_estimator_on_a_device_learns_what_the_reference_learns(kind: Any) ->
 @without_gpu
 def test_an_estimator_without_the_gpu_it_names() -> None:
     estimator = MLPClassifier(**SMALL, device="cuda")
-    with pytest.raises(ValueError, match=r"device is 'cuda', and torch sees no GPU here.*use device='cpu'"):
+    with pytest.raises(ValueError, match=r"device is 'cuda', and torch sees no GPU here.*choose 'cpu'"):
         estimator.fit(X, Y)
     assert not hasattr(estimator, "coefs_")
 

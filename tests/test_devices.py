@@ -27,7 +27,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 )
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda")])
 def test_a_gpu_that_is_not_there_is_named_with_a_remedy(make: Callable[[Any], object], device: Any) -> None:
-    with pytest.raises(ValueError, match=r"device is 'cuda.*torch sees no GPU here.*use device='cpu'"):
+    with pytest.raises(ValueError, match=r"device is 'cuda.*torch sees no GPU here.*choose 'cpu'"):
         make(device)
 
 

@@ -28,8 +28,7 @@ def check_device(device: Any) -> None:
             )
     else:
         raise ValueError(
-            f"device is {str(device)!r}, and {tell_no_gpu()}: use device='cpu', or a machine that has one and torch "
-            "for it"
+            f"device is {str(device)!r}, and {tell_no_gpu()}: choose 'cpu', or a machine that has one and torch for it"
         )
 
 

@@ -19,9 +19,10 @@ enum class Left { rows, columns, packed };
 // Inner indices that are done in one go where addresses allow it: so the loop itself costs little.
 template <Left left> constexpr int unrolled = left == Left::packed ? 4 : 1;
 
-// One inner index: sum += a b.
+// One inner index: sum += a b. Always inlined: else the compiler puts the addresses that `a` refers to on the stack,
+// and reads them from there for each inner index.
 template <class T, int ROWS, int NV, Left left, class A>
-inline void multiply_add(Vec<T> (&sum)[ROWS][NV], const A &a, const T *b) {
+inline __attribute__((always_inline)) void multiply_add(Vec<T> (&sum)[ROWS][NV], const A &a, const T *b) {
   Vec<T> bk[NV];
 #pragma GCC unroll 2
   for (int j = 0; j < NV; ++j)

@@ -50,7 +50,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     layer.shift = layer.norm && config_.norm != Norm::rms;
     layer.depth = layer.inputs + (layer.bias ? 1 : 0);
     layer.padded = static_cast<int>(whole(layer.outputs, width));
-    layer.stride = layer.padded * static_cast<std::int64_t>(sizeof(T)) % 2048 ? layer.padded : layer.padded + line;
+    layer.stride = layer.padded * static_cast<std::int64_t>(sizeof(T)) % 1024 ? layer.padded : layer.padded + line;
     const bool momentum = config_.optimizer_momentum != 0;
     layer.weight.resize(static_cast<std::size_t>(layer.depth) * layer.padded, config_.optimizer, momentum);
     if (products_) {

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t block_steps = Blocks::most / Tiles::inner; // at most, of a block's rows
 
-constexpr std::int64_t least_panels = 4; // that a left operand is packed for
+constexpr std::int64_t least_panels = 16; // that a left operand is packed for
 
 // How many blocks of so many columns of h are multiplied at a time: the sums stay in registers for so long, and h in
 // the second-level cache.

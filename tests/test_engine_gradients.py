@@ -112,6 +112,15 @@ def test_tall(engine: str, place: tuple[str, str], rows: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [65, 261])
+@pytest.mark.parametrize("place", [("batch", "before"), ("none", "before")])
+def test_wide(engine: str, place: tuple[str, str], rows: int, dtype: torch.dtype):
+    """So wide that the native engine packs what it multiplies, with vectors and tiles that are not full."""
+    model, data = make((41, 530, 521, 3), place, "silu", LOSSES["cross_entropy"], rows, dtype, weighted=True)
+    check(engine, model, LOSSES["cross_entropy"], data)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["mse", "huber", "bce"])
 @pytest.mark.parametrize("rows", [2, 65])
 def test_one_output(engine: str, kind: Any, rows: int, dtype: torch.dtype):

@@ -50,6 +50,9 @@ SHAPES = {
     "tall, sparse, layer norm": Shape(2200, (300, 40, 33, 4), 1100, norm=("layer", "before"), sparse=True),
     "wide": Shape(66, (30, 200, 130, 5), 33, epochs=4),
     "wide, after": Shape(66, (30, 200, 130, 5), 33, norm=("batch", "after"), activation="tanh"),
+    "wide, packed operands": Shape(140, (40, 530, 517, 5), 70),  # where a worker has 16 panels of 32 columns
+    "wide, packed operands, two blocks": Shape(400, (40, 530, 9, 5), 200),
+    "wide, packed operands, float64": Shape(80, (40, 290, 270, 5), 40, dtype=torch.float64),
     "sparse": Shape(400, (300, 40, 4), 90, sparse=True),
     "float64": Shape(400, (9, 33, 17, 3), 130, dtype=torch.float64, activation="gelu"),
     "clipped": Shape(

@@ -64,7 +64,7 @@ def native_need(
     for layer, (fan_in, fan_out) in enumerate(pairwise(a.sizes)):
         hidden = layer < last
         depth, padded = fan_in + (a.hidden_bias or not hidden), _whole(fan_out, width)
-        stride = padded if padded * size % 2048 else padded + line
+        stride = padded if padded * size % 1024 else padded + line
         widest = max(widest, stride)
         ldh = _odd_lines(max(depth, _whole(fan_in, width)), line)
         h, dz = max(h, ldh), max(dz, _odd_lines(padded, line))

@@ -33,5 +33,9 @@ def choose_threads(architecture: Architecture, rows: int) -> int:
 
 
 def choose_split(rows: int, threads: int) -> Split:
-    """By example where every thread gets at least one block of rows, else by neuron."""
-    return "example" if rows >= threads * BLOCK_ROWS else "neuron"
+    """By example where every thread gets at least one block of rows, and on a single one; else by neuron.
+
+    By neuron dL/dZ is formed both for the layer below and for the weights, as others read what it would be put in place
+    of: 64 x 20-20-20-20-10 on one thread took 24.2 us so and 22.5 by example (medians, interleaved).
+    """
+    return "example" if threads == 1 or rows >= threads * BLOCK_ROWS else "neuron"

@@ -29,7 +29,7 @@ bool read_storage(const Borrowed &z, Storage &storage) {
   return true;
 }
 
-// As place_of in kernels/batch_norm/native.py: the bits of sums depend on it.
+// As place_of in kernels/place.py: the bits of sums depend on it.
 bool read_shape(const Borrowed &z, Shape &shape) {
   const std::int64_t channels = z.shape[1], all = product(z.shape, z.ndim);
   if (is_contiguous(z)) // one plane is as good as many

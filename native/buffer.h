@@ -2,12 +2,12 @@
 // many systems).
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+
+#include "huge_pages.h"
 
 namespace wholebatch {
 
@@ -28,10 +28,8 @@ public:
     count_ = 0;
     if (!data_)
       throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
     if (unit == huge)
-      madvise(data_.get(), rounded, MADV_HUGEPAGE);
-#endif
+      advise_huge_pages(reinterpret_cast<std::uintptr_t>(data_.get()), rounded);
     std::memset(static_cast<void *>(data_.get()), 0, rounded);
     count_ = count;
   }

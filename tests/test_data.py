@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wholebatch import Architecture, Loss
-from wholebatch.feedforward.data import as_sizes, as_tensor, batch_offsets, prepare, prepare_inputs, shuffled
+from wholebatch.feedforward.data import as_tensor, batch_offsets, prepare, prepare_inputs, shuffled
 
 NET = Architecture(3, (4,), 2)
 X = np.arange(12.0).reshape(4, 3)
@@ -190,7 +190,3 @@ def test_shuffling_is_fair():
     places = [int(np.flatnonzero(shuffled(10, 1, epoch) == 0)[0]) for epoch in range(2000)]
     counts = np.bincount(places, minlength=10)
     assert ((counts - 200) ** 2 / 200).sum() < 33.7
-
-
-def test_sizes_in_words():
-    assert as_sizes((784, 100, 10)) == "784-100-10"

@@ -140,7 +140,6 @@ def test_a_sum_is_taken_in_the_order_of_the_shards_and_in_their_dtype():
     parts = np.array([[1.0], [2.0**-24], [2.0**-24]], np.float32)
     assert add_in_order(parts)[0] == 1.0  # each half a unit rounds to even; both together would not
     assert add_in_order(parts[::-1])[0] == np.float32(1 + 2.0**-23)
-    assert Peers(Spread(3)).add_up(parts, MEETING).dtype == np.float32
 
 
 def view(rank: int) -> dict[str, Any]:
@@ -157,7 +156,8 @@ def view(rank: int) -> dict[str, Any]:
         peers = Peers(spread, "world")
         own = np.array([[float(shard), 0.1 * shard] for shard in peers.own])
         near = peers.gather_near(own, MEETING)[:, 0].astype(int).tolist()
-        gathered, total = peers.gather(own, MEETING), peers.add_up(own, MEETING)
+        gathered = peers.gather(own, MEETING)
+        total = add_in_order(gathered)
         found[name] = (peers.own, peers.near, near, peers.waits, gathered.tolist(), total.tolist())
     part = dist.new_group([1, 3], use_local_synchronization=True) if rank in (1, 3) else None
     if part is not None:
@@ -197,6 +197,8 @@ def group_without_spread(rank: int) -> str:
 
 def test_a_group_without_a_spread_is_refused():
     assert find_peers(None, "world") is None
+    with pytest.raises(ValueError, match="'wrold'"):
+        find_peers(None, "wrold")
     assert "pass spread=Spread()" in run_ranks(group_without_spread, 1)[0].value
 
 

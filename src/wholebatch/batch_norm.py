@@ -83,7 +83,7 @@ class BatchNormFunction(torch.autograd.Function):
         call: Call = ctx.call
         affine = Affine(weight, bias, residual, call.slope, mask)
         if torch.is_grad_enabled():
-            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, ctx.count, mean, rstd)
+            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, ctx.count)
         else:
             dz, dt, sums = find_gradients(g, z, affine, call, ctx.count, mean, rstd)
         needs = ctx.needs_input_grad
@@ -160,21 +160,18 @@ class _SharedSum(torch.autograd.Function):
 
 
 def find_gradients_differentiable(
-    g: Tensor, z: Tensor, affine: Affine, call: Call, count: float, mean: Tensor | None, rstd: Tensor | None
+    g: Tensor, z: Tensor, affine: Affine, call: Call, count: float
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """:func:`find_gradients` by torch's operations, with statistics formed again: they too are differentiated.
 
-    Only constant ones are used as they are, and may not be None.
+    Only constant ones are used as they are.
     """
     twin = Reference()
 
     def shared(vectors: Tensor) -> Tensor:
         return vectors if call.sharing is None else _SharedSum.apply(vectors, call.sharing, call.layer)  # type: ignore[no-untyped-call]
 
-    if call.constant is None:
-        mean, rstd = _statistics_differentiable(z, affine.mask, count, call.eps, shared)
-    assert mean is not None
-    assert rstd is not None
+    mean, rstd = call.constant or _statistics_differentiable(z, affine.mask, count, call.eps, shared)
     sums = twin.sums(g, z, mean, rstd, affine)
     whole = shared(sums) if call.constant is None else None
     return (*twin.input_gradient(g, z, mean, rstd, affine, whole, count), sums)

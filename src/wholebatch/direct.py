@@ -89,9 +89,8 @@ class _Direct(torch.autograd.Function):
         dweight: Tensor | None
         dbias: Tensor | None
         if torch.is_grad_enabled():
-            mean, rstd = statistics[0], statistics[2]
             count = float(statistics[3, 0]) if ctx.count is None else ctx.count
-            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, count, mean, rstd)
+            dz, dt, sums = find_gradients_differentiable(g, z, affine, call, count)
             dbias, dweight = sums[0].clone(), sums[1].clone()
         elif call.sharing is None:
             kernel: Any = call.kernel

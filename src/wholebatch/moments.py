@@ -83,23 +83,3 @@ def refuse_one_value(shape: Iterable[int]) -> NoReturn:
         "training needs more than 1 value per channel, and the whole mini-batch has 1 "
         f"(input {tuple(shape)}): it has no variance; use a larger mini-batch, or model.eval()"
     )
-
-
-def finish(moments: Moments, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``(scale, offset)`` such that batch norm is ``scale * z + offset``: ``scale = gamma / sqrt(var + eps)``."""
-    scale = gamma * torch.rsqrt(moments.variance() + eps)
-    return scale, beta - scale * moments.mean
-
-
-def backward_terms(
-    moments: Moments, gamma: Tensor, eps: float, sum_g: Tensor, sum_g_xhat: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(k0, k1, k2)`` such that ``dZ = k0 * g + k1 + k2 * z``, from the two sums over the whole mini-batch.
-
-    It is ``dZ = gamma * rstd * (g - sum_g/m - xhat * sum_g_xhat/m)`` with ``xhat = (z - mean) * rstd`` written out.
-    """
-    rstd = torch.rsqrt(moments.variance() + eps)
-    k0 = gamma * rstd
-    k2 = -k0 * rstd * sum_g_xhat / moments.count
-    k1 = -k0 * sum_g / moments.count - k2 * moments.mean
-    return k0, k1, k2

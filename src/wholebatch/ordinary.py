@@ -218,7 +218,7 @@ def _differentiate_twice(g: Tensor, saved: Any, kept: _Kept) -> _Gradients:
     found, _, slope, eps, has_residual, sharing, layer, _ = kept
     call = Call(Reference(), eps, slope, sharing, layer)
     affine = Affine(weight, bias, residual, slope)
-    dz, dresidual, sums = find_gradients_differentiable(g, z, affine, call, found.count, None, None)
+    dz, dresidual, sums = find_gradients_differentiable(g, z, affine, call, found.count)
     return (
         dz,
         None if weight is None else sums[1].clone(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,8 +214,3 @@ def split_rows(
     kept = np.ones(rows, dtype=bool)
     kept[out] = False
     return np.flatnonzero(kept), np.sort(out)
-
-
-def as_sizes(sizes: Sequence[int]) -> str:
-    """``784-100-10``: how sizes are written in messages and reports."""
-    return "-".join(map(str, sizes))

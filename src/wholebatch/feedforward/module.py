@@ -7,6 +7,7 @@ The parameters are ordinary torch tensors in ordinary torch layers, so the net w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
@@ -43,6 +44,18 @@ def make_norm(architecture: Architecture, features: int, **factory: Any) -> nn.M
     if architecture.norm == "rms":
         return nn.RMSNorm(features, eps=architecture.eps, **factory)
     return None
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The net in training or eval mode for a while; each of its modules gets its own flag back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
 
 
 @dataclass(frozen=True)

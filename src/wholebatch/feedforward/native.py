@@ -25,6 +25,7 @@ from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer, Sp
 from wholebatch.feedforward.spreading import Spreading
 from wholebatch.feedforward.threads import choose_split, choose_threads, usable_cores
 from wholebatch.kernels import native_module
+from wholebatch.sharing import Meeting
 
 # The share of an epoch that a thread is parked or put aside which tells of busy cores; on free ones it is about 0.
 WAIT_SHARE = 0.25
@@ -195,7 +196,7 @@ class NativeEngine:
             try:
                 spread = self._spreading.open(network, data, order, counts)
             except KeyboardInterrupt as error:  # any other error is raised on all ranks
-                self._spreading.fail(error)
+                self._spreading.peers.fail(error)
                 raise
         try:
             total: float = network.run(
@@ -216,11 +217,11 @@ class NativeEngine:
             batch = data.take(order[offsets[step - 1] : offsets[step]])
             layer = min(layer, self._first_layer_not_finite(network, batch, self.step + step - 1))
             if self._spreading is not None:
-                layer = self._spreading.least(layer)
+                layer = self._spreading.peers.least(layer, Meeting("step", "not finite"))
             raise NonFiniteLossError(step, layer, len(self._parts)) from None
         except BaseException as error:
             if self._spreading is not None:
-                self._spreading.fail(error)
+                self._spreading.peers.fail(error)
             raise
         return total
 

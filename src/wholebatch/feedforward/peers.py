@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 
 from wholebatch.feedforward.spread import Spread
 from wholebatch.sharing import Meeting
-from wholebatch.sharing.groups import find_group, sharing_of
+from wholebatch.sharing.groups import check_process_group, find_group, sharing_of
 from wholebatch.sharing.host import Process
 from wholebatch.sharing.messages import broadcast_bytes, exchange_bytes, gather_bytes
 from wholebatch.sharing.processes import Processes
@@ -78,9 +78,9 @@ class Peers:
         """What the shards in ``near`` have to say: ``(own shards, k)`` float64 to ``(near shards, k)``."""
         return _gather(self.nearby, values, meeting) if self.waits else values
 
-    def add_up(self, parts: np.ndarray, meeting: Meeting) -> np.ndarray:
-        """The sum over all shards, in their order and in the parts' own dtype: ``(own shards, n)`` to ``(n,)``."""
-        return add_in_order(self.gather(parts, meeting).astype(parts.dtype))  # exact both ways
+    def least(self, own: int, meeting: Meeting) -> int:
+        """The least number that any rank has."""
+        return int(self.gather(np.full((len(self.own), 1), float(own)), meeting).min())
 
     def tell(self, content: bytes, what: str) -> list[bytes]:
         """What every rank has to say, in rank order; of any length. ``what`` it is about is for a diagnosis."""
@@ -125,12 +125,13 @@ def find_peers(spread: Spread | None, process_group: ProcessGroup | str | None) 
     """The peers that a person asked for; None: this process has all rows.
 
     Raises:
-        ValueError: a process group without a spread, or as :class:`Peers`.
+        ValueError: a process group without a spread, an unknown name of one, or as :class:`Peers`.
     """
     if spread is not None:
         return Peers(spread, process_group)
     if isinstance(process_group, ProcessGroup):
         raise ValueError("a process_group was given without a spread; pass spread=Spread() to train over its ranks")
+    check_process_group(process_group)
     return None
 
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from wholebatch.feedforward.data import Data, as_tensor
 from wholebatch.feedforward.dropout import dropout_mask
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, check_parameters, make_state
 from wholebatch.feedforward.losses import loss_value
-from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.module import FeedForward, in_mode
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.products import apply_linear
 from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer
@@ -141,7 +140,7 @@ class ReferenceEngine:
     @torch.no_grad()
     def predict(self, x: object) -> np.ndarray:
         rows: int = x.shape[0]  # type: ignore[attr-defined]
-        with _mode(self.model, training=False):
+        with in_mode(self.model, training=False):
             blocks = [
                 self.model(as_dense(x[start : start + self.predicted_rows])).numpy()  # type: ignore[index]
                 for start in range(0, max(rows, 1), self.predicted_rows)
@@ -184,7 +183,7 @@ class ReferenceEngine:
         assert batch.y is not None
         x, y = as_dense(batch.x), as_tensor(batch.y)
         weight = _weight(batch)
-        with _mode(self.model, training=True):
+        with in_mode(self.model, training=True):
             _, out = deque(self._forward(x, weight), maxlen=1).pop()
         count = len(batch) if weight is None else float(weight.sum())
         penalty = out.new_zeros(())
@@ -233,7 +232,7 @@ class ReferenceEngine:
         x = as_dense(batch.x)
         if not bool(torch.isfinite(x).all()):
             return 0
-        with _mode(self.model, training=True):
+        with in_mode(self.model, training=True):
             layers = [
                 layer for layer, values in self._forward(x, _weight(batch)) if not bool(torch.isfinite(values).all())
             ]
@@ -283,18 +282,6 @@ def _shift_running_mean(norm: Any, linear: Any, centre: Tensor) -> None:
     share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     # .data: autograd holds on to the running mean, though a training step's gradient does not depend on it
     norm.running_mean.data += share * (linear.weight @ centre)
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The net in training or eval mode for a while; each of its modules gets its own flag back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag
 
 
 def _weight(batch: Data) -> Tensor | None:

@@ -106,8 +106,7 @@ class Sharded:
         for layer in parts.forward():  # to the end, for the ranks meet at its layers
             if not all(bool(torch.isfinite(x).all()) for x in parts.values):
                 first = min(first, layer)
-        told = self.peers.gather(np.full((len(self.peers.own), 1), float(first)), Meeting("step", "not finite"))
-        return int(told.min())
+        return self.peers.least(first, Meeting("step", "not finite"))
 
     def shift(self, index: int) -> Tensor | float:
         """What the sums before the batch norm at ``index`` lack: ``W c`` float64, or 0."""

@@ -87,17 +87,6 @@ class Spreading:
         self._rounds += len(counts)
         return told
 
-    def least(self, layer: int) -> int:
-        """The least that any rank found."""
-        own = np.full((len(self.peers.own), 1), float(layer))
-        return int(self.peers.gather(own, Meeting("step", "not finite")).min())
-
-    def fail(self, error: BaseException) -> None:
-        """Tell the other ranks that this one left in the middle of an epoch."""
-        for processes in (self.peers.processes, self.peers.nearby):
-            if processes is not None:
-                processes.fail(error)
-
     def _open_parts(self, network: Any) -> _Parts:
         """Memory for the parts of the gradient that shards have: of all ranks, where they are on one host."""
         peers, size, dtype = self.peers, network.part_size(), self._dtype

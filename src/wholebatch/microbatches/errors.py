@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import StringIO
 from typing import NamedTuple
+
+from wholebatch.sharing.diagnosis import write_table
 
 
 class Position(NamedTuple):
@@ -42,17 +43,6 @@ class LockstepError(RuntimeError):
 
 def explain(cause: str, positions: Sequence[Position], remedy: str) -> LockstepError:
     """The error with its table."""
-    # Only here, where something has gone wrong already: importing it takes a while.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="")
-    for name in ("part", "batch norms", "last", "input", "doing"):
-        table.add_column(name, no_wrap=True)
-    for position in positions:
-        table.add_row(*(Text(str(value)) for value in position))
-    written = StringIO()
-    Console(file=written, width=1000, color_system=None).print(table)
-    lines = "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+    rows = [[str(value) for value in position] for position in positions]
+    lines = write_table(("part", "batch norms", "last", "input", "doing"), rows)
     return LockstepError(f"parts in lockstep cannot meet: {cause}\n{lines}\nTo do: {remedy}.", positions)

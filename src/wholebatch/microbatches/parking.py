@@ -163,7 +163,7 @@ class Parking(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if owned.emptied:
                 self._lot.fill(owned)
 
-    def finish(self, result: Any) -> None:
+    def finish(self) -> None:
         self._own.clear()
 
     def _own_up(self, storage: UntypedStorage) -> None:

@@ -112,7 +112,7 @@ class Part:
         PARTY.set(self)
         with self._store.saving():
             self.result = self._function()
-            self._store.finish(self.result)
+            self._store.finish()
         self.ended = True
 
     def _switch(self, step: Callable[[], Any]) -> None:

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from wholebatch.microbatches.host import Geometry, geometry, is_gone, plainly, refer, view_as
 from wholebatch.microbatches.thread import autocast_devices
 from wholebatch.microbatches.trees import tensors_in, written_by
-from wholebatch.recomputing import Held
+from wholebatch.recomputing import Held, is_plain
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -119,10 +119,10 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         if written:
             return self._change(func, args, kwargs, written)
-        inputs = {x.untyped_storage()._cdata for x in tensors_in((*args, *kwargs.values())) if _plain(x)}
+        inputs = {x.untyped_storage()._cdata for x in tensors_in((*args, *kwargs.values())) if is_plain(x)}
         result = func(*args, **kwargs)
         made = list(tensors_in((result,)))
-        if all(_plain(y) for y in made) and not any(y.untyped_storage()._cdata in inputs for y in made):
+        if all(is_plain(y) for y in made) and not any(y.untyped_storage()._cdata in inputs for y in made):
             self._write_down(func, args, kwargs, made)
         return result
 
@@ -145,7 +145,7 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def take_back(self) -> None: ...
 
-    def finish(self, result: Any) -> None:
+    def finish(self) -> None:
         self._origins.clear()
         self._ingredients.clear()
 
@@ -166,7 +166,7 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _change(self, func: Any, args: Any, kwargs: Any, written: Sequence[Any]) -> Any:
         """An operation that writes to its arguments: a recipe where it is one tensor, and all of its storage."""
         x = written[0]
-        origin = self._find(x) if len(written) == 1 and _plain(x) else None
+        origin = self._find(x) if len(written) == 1 and is_plain(x) else None
         keys = [t.untyped_storage()._cdata for t in tensors_in(written)]
         for key in keys:  # those who need it as it was get a copy
             for ingredient in self._ingredients.pop(key, ()):
@@ -195,16 +195,16 @@ class Recipes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _source(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        origin = self._find(x) if _plain(x) else None
+        origin = self._find(x) if is_plain(x) else None
         if origin is not None:
             return _Recipe(origin.step, origin.index, geometry(x))
         ingredient = _Ingredient(x, x._version)  # itself: below autograd, detach() would not share its version
-        if _plain(x):
+        if is_plain(x):
             self._ingredients.setdefault(x.untyped_storage()._cdata, weakref.WeakSet()).add(ingredient)
         return ingredient
 
     def _pack(self, x: Tensor) -> _Recipe | Held:
-        origin = self._find(x) if _plain(x) else None
+        origin = self._find(x) if is_plain(x) else None
         return Held(x.detach(), x._version) if origin is None else _Recipe(origin.step, origin.index, geometry(x))
 
 
@@ -254,16 +254,6 @@ def _is_source(x: Any) -> bool:
 
 def _get(x: Any) -> Any:
     return _view(x) if isinstance(x, _Recipe) else x.get() if isinstance(x, _Ingredient) else x
-
-
-def _plain(x: Any) -> bool:
-    return (
-        isinstance(x, Tensor)
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and not x.is_conj()
-    )
 
 
 _REPEATABLE = ("aten", "torchvision")

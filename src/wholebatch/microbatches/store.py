@@ -36,8 +36,8 @@ class Store(Protocol):
         """The part goes on."""
         ...
 
-    def finish(self, result: Any) -> None:
-        """The part ends with this result."""
+    def finish(self) -> None:
+        """The part ends."""
         ...
 
 
@@ -58,4 +58,4 @@ class InPlace:
 
     def take_back(self) -> None: ...
 
-    def finish(self, result: Any) -> None: ...
+    def finish(self) -> None: ...

@@ -104,7 +104,7 @@ class Scope:
 
     def pack(self, x: Tensor) -> Kept | Recipe:
         """The hook: what stands for ``x`` in the graph. It refers to no tensor that refers to the graph."""
-        if not _is_plain(x):
+        if not is_plain(x):
             return Kept(x.detach(), x._version)
         recipe = self.find_recipe(x)
         if recipe is not None:
@@ -119,7 +119,7 @@ class Scope:
 
     def find_kept(self, x: Tensor) -> Kept | None:
         """What holds ``x`` already."""
-        return self.kept.get(_key(x)) if _is_plain(x) else None
+        return self.kept.get(_key(x)) if is_plain(x) else None
 
     def find_recipe(self, x: Tensor) -> Recipe | None:
         """The recipe of ``x``, where it is the output of a planned call, or a view of it, and not changed since."""
@@ -141,7 +141,7 @@ class Scope:
         weight, bias, residual, slope, mask = affine
         held = None
         if residual is not None:
-            held = self.find_kept(residual) or (self.find_recipe(residual) if _is_plain(residual) else None)
+            held = self.find_kept(residual) or (self.find_recipe(residual) if is_plain(residual) else None)
             source = held.input if isinstance(held, Recipe) else held
             # What is itself formed from a residual would be formed through all blocks before it. What is formed from
             # the same z would be a circle of references.
@@ -169,7 +169,7 @@ class Scope:
         self.plans[storage.cdata] = plan
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Any) -> bool:
     """Whether where it is and what it looks like is all there is to a tensor."""
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_neg() and not x.is_conj()
 

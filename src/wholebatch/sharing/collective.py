@@ -5,12 +5,20 @@ There is no header and no slice: NCCL's own timeout tells of a rank that does no
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wholebatch.sharing.diagnosis import Doing
+
+
+def gather_into(gathered: Tensor, own: Tensor, group: ProcessGroup, *, async_op: bool = False) -> Any:
+    """What all ranks have, one behind the other, into ``gathered``; the work, where it is not waited for."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+    return gather(gathered, own, group=group, async_op=async_op)
 
 
 class Collective:
@@ -23,8 +31,7 @@ class Collective:
         counts = torch.full((1,), count, dtype=torch.float64, device=vectors[0].device)
         packed = torch.cat([counts, *(vector.reshape(-1).double() for vector in vectors)])
         gathered = packed.new_empty(self._ranks * len(packed))
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
-        gather(gathered, packed, group=self._group)
+        gather_into(gathered, packed, self._group)
         return gathered.view(self._ranks, -1)
 
     def stand_by(self) -> bool:

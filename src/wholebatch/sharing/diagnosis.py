@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from io import StringIO
@@ -183,14 +183,7 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _table(positions: Sequence[Position], rank: int) -> str:
-    # Only here, where something has gone wrong already: importing it takes a while.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="")
-    for name in ("rank", "last meeting", "number", "channels", "dtype", "doing"):
-        table.add_column(name, justify="right" if name in ("number", "channels") else "left", no_wrap=True)
+    rows = []
     for r, position in enumerate(positions):
         header = position.header
         meeting = f"{header.layer} {header.phase}" if header else "none"
@@ -203,6 +196,21 @@ def _table(positions: Sequence[Position], rank: int) -> str:
             dtype,
             str(position),
         )
+        rows.append(row)
+    return write_table(("rank", "last meeting", "number", "channels", "dtype", "doing"), rows, ("number", "channels"))
+
+
+def write_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """Lines of text, the columns named; those in ``right`` end at one place."""
+    # Only here, where something has gone wrong already: importing it takes a while.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="")
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
+    for row in rows:
         table.add_row(*map(Text, row))
     written = StringIO()
     Console(file=written, width=1000, color_system=None).print(table)

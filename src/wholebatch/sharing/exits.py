@@ -49,10 +49,14 @@ def watch(leaver: Leaver) -> None:
 
 def tell(error: BaseException) -> None:
     """Tell the others that this process ends by ``error``, which is caught: no hook will see it."""
+    _leave(*reason_of(error))
+
+
+def reason_of(error: BaseException) -> tuple[Doing, str]:
+    """What a rank that raised ``error`` is doing, and what it says of it."""
     if isinstance(error, MeetingError):
-        _leave(Doing.GAVE_UP, error.cause)
-    else:
-        _leave(Doing.RAISED, describe(error, type(error)))
+        return Doing.GAVE_UP, error.cause
+    return Doing.RAISED, describe(error, type(error))
 
 
 def describe(error: BaseException | None, kind: type[BaseException]) -> str:

@@ -33,14 +33,32 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
         group = find_group(process_group)
         return _known[id(group)] if id(group) in _known else _remember(group)
     if isinstance(process_group, int):  # what torch gives the other ranks in place of a group
+        rank = f"rank {dist.get_rank()}" if dist.is_available() and dist.is_initialized() else "this process"
         raise ValueError(
-            f"rank {dist.get_rank()} is not a member of the process group; give its batch norms a group that it is in, "
-            "or process_group=None"
+            f"{rank} is not a member of the process group; give its batch norms a group that it is in, or "
+            "process_group=None"
         )
     if not (hasattr(process_group, "merge") and hasattr(process_group, "sum")):
         kind = type(process_group).__name__
         raise TypeError(f"process_group must be a process group, 'world', a Sharing or None; it is of type {kind}")
     return process_group
+
+
+def check_process_group(process_group: object) -> None:
+    """Refuse what cannot be one, where nothing is shared yet.
+
+    Raises:
+        ValueError: a name that is unknown.
+        TypeError: neither a group, nor a name, a sharing or None. What torch gives ranks that are not in a group is
+            none.
+    """
+    if isinstance(process_group, str) and process_group != "world":
+        raise ValueError(f"process_group is {process_group!r}; the only name is 'world': or pass a group")
+    if not isinstance(process_group, str | ProcessGroup | None) and not hasattr(process_group, "merge"):
+        raise TypeError(
+            f"process_group is a {type(process_group).__name__}; it must be a group of torch.distributed that this "
+            "rank is a member of (of a DeviceMesh: mesh.get_group()), 'world' or None"
+        )
 
 
 def announce(process_group: ProcessGroupLike) -> None:

@@ -85,11 +85,9 @@ class Post:
 
     def give_up(self, error: BaseException) -> None:
         """Tell the others that this rank raised, and raise from now on."""
-        text = exits.describe(error, type(error))
-        if isinstance(error, MeetingError):
-            self.leave(Doing.GAVE_UP, error.cause)
-        else:
-            self.leave(Doing.RAISED, text)
+        doing, text = exits.reason_of(error)
+        self.leave(doing, text)
+        if not isinstance(error, MeetingError):
             cause = f"rank {self.rank} raised {text}"
             error = MeetingError(f"messages between ranks stopped: {cause}", cause)
         self._broken = self._broken or error

@@ -147,11 +147,8 @@ class Processes:
         if self._on_device is not None:
             return self._on_device.stand_by()
         self._check()
-        try:
+        with self._breaking():
             return self._open().stand_by()
-        except BaseException as error:
-            self._break(error)
-            raise
 
     def leave(self, doing: Doing, text: str) -> None:
         """Tell the others that this rank will not come any more, and why."""
@@ -178,7 +175,7 @@ class Processes:
             gathered = transport.exchange(header, count, vectors)
             seconds = time.perf_counter() - came
         except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
-            self._break(error)
+            self.fail(error)
             raise
         for see in watchers:
             see(self.members, header, seconds)
@@ -194,11 +191,8 @@ class Processes:
 
     def _open(self) -> HostTransport:
         if self._on_host is None:
-            try:
+            with self._breaking():
                 self._on_host = open_transport(self._board, self.lookout, self.ranks, self._timeout)
-            except BaseException as error:
-                self._break(error)
-                raise
         return self._on_host
 
     def _open_on_device(self) -> Transport:
@@ -239,24 +233,19 @@ class Processes:
 
     def fail(self, error: BaseException) -> None:
         """This rank will not come to the meetings that the others expect: they are told, and later calls raise."""
-        self._break(error)
+        if self._broken is not None:
+            return
+        doing, text = exits.reason_of(error)
+        self.leave(doing, text)
+        if not isinstance(error, MeetingError):
+            cause = f"rank {self.rank} raised {text} in a meeting"
+            error = MeetingError(f"{self.lookout.subject.name} stopped: {cause}", cause)
+        self._broken = error
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:  # KeyboardInterrupt too: this rank has left in the middle of a meeting
-            self._break(error)
+            self.fail(error)
             raise
-
-    def _break(self, error: BaseException) -> None:
-        if self._broken is not None:
-            return
-        text = exits.describe(error, type(error))
-        if isinstance(error, MeetingError):
-            self.leave(Doing.GAVE_UP, error.cause)
-            self._broken = error
-        else:
-            self.leave(Doing.RAISED, text)
-            cause = f"rank {self.rank} raised {text} in a meeting"
-            self._broken = MeetingError(f"{self.lookout.subject.name} stopped: {cause}", cause)

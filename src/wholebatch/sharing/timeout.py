@@ -28,18 +28,13 @@ def set_timeout(seconds: float | None) -> None:
     _chosen = None if seconds is None else float(seconds)
 
 
-def chosen_timeout() -> float | None:
-    """What was set; None: the group's own."""
-    return _chosen
-
-
 def timeout_of(group: ProcessGroup) -> Callable[[], float]:
     """Seconds that a rank of this group waits for the others, at the time of the call. Does not keep the group."""
     return partial(_find, _own_timeout(group))
 
 
 def _find(of_group: float) -> float:
-    return chosen_timeout() or of_group
+    return _chosen or of_group
 
 
 def _own_timeout(group: ProcessGroup) -> float:

@@ -34,7 +34,7 @@ from wholebatch.feedforward.device.table import Table, dense_rows
 from wholebatch.feedforward.device.totals import step_totals
 from wholebatch.feedforward.device.update import Update
 from wholebatch.feedforward.engine import EpochResult, NonFiniteLossError, Progress, make_state
-from wholebatch.feedforward.module import FeedForward
+from wholebatch.feedforward.module import FeedForward, in_mode
 from wholebatch.feedforward.peers import Peers
 from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer
 from wholebatch.feedforward.torch_threads import torch_threads
@@ -121,20 +121,14 @@ class DeviceEngine:
 
     def predict(self, x: object) -> np.ndarray:
         rows: int = x.shape[0]  # type: ignore[attr-defined]
-        modules = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with self._working():
-                self._parameters.load()
-                blocks = [
-                    self._parameters.call(
-                        self.model, dense_rows(x, start, start + self.predicted_rows).to(self.device)
-                    ).cpu()
-                    for start in range(0, max(rows, 1), self.predicted_rows)
-                ]
-        finally:
-            for module, flag in modules:
-                module.training = flag
+        with in_mode(self.model, training=False), self._working():
+            self._parameters.load()
+            blocks = [
+                self._parameters.call(
+                    self.model, dense_rows(x, start, start + self.predicted_rows).to(self.device)
+                ).cpu()
+                for start in range(0, max(rows, 1), self.predicted_rows)
+            ]
         return np.concatenate([block.numpy() for block in blocks])
 
     @contextmanager

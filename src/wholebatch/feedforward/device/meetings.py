@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wholebatch.feedforward.peers import Peers
 from wholebatch.sharing import MeetingError
+from wholebatch.sharing.collective import gather_into
 
 
 class Begun(Protocol):
@@ -42,9 +42,8 @@ class _Gathering:
     def __init__(self, own: Tensor, group: ProcessGroup, ranks: int, *, overlap: bool) -> None:
         self._own = own.contiguous()  # kept until it was sent
         self._all = own.new_empty((ranks * own.shape[0], *own.shape[1:]))
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
         with _told():
-            self._work: Any = gather(self._all, self._own, group=group, async_op=True)
+            self._work: Any = gather_into(self._all, self._own, group, async_op=True)
             if not overlap:
                 self._work.wait()
 

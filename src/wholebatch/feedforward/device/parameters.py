@@ -25,7 +25,6 @@ class Parameters:
         flat: ``(n,)``, the parameters one behind the other, the weight matrices first, with zeros between.
         gradients: ``(shards, n)``, likewise.
         total: ``(n,)``, the gradient of all shards: the first of ``gradients`` where there is one.
-        matrices: so many elements of ``flat`` are the weight matrices'.
         values: views of ``flat`` by name.
         running: copies of the net's buffers by name.
     """
@@ -41,7 +40,6 @@ class Parameters:
         self.flat = torch.zeros(ends[-1], dtype=dtype, device=device)
         self.gradients = torch.zeros((shards, ends[-1]), dtype=dtype, device=device)
         self.total = self.gradients[0] if shards == 1 else torch.zeros_like(self.flat)
-        self.matrices = ends[len(weights)]
         self._places = {name: (begin, known[name].shape) for name, begin in zip(names, ends, strict=False)}
         self.values = self.views(self.flat)
         self.of_shard = [self.views(gradient) for gradient in self.gradients]

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholebatch.kernels.gpu import backward, forward, products
-from wholebatch.kernels.gpu.launching import launch
-from wholebatch.kernels.gpu.plan import cdiv, power
-
-LINEAR, RELU, LEAKY = 0, 1, 2  # as in arithmetic.py
-MERGED = 4096  # elements of a tile that merges partial results, as in plan.py
+from wholebatch.kernels.batch_norm.native import tell_moved
+from wholebatch.kernels.gpu import products
+from wholebatch.kernels.gpu.launching import LINEAR, activation_of, launch
+from wholebatch.kernels.gpu.merging import merge_moments, merge_sums
+from wholebatch.kernels.gpu.plan import cdiv
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Normalised:
 
     @property
     def activation(self) -> int:
-        return LINEAR if self.slope == 1 else RELU if self.slope == 0 else LEAKY
+        return activation_of(self.slope)
 
 
 @dataclass(frozen=True)
@@ -114,17 +113,8 @@ def multiply_for_norm(
     parts = x.new_empty((cdiv(x.shape[0], tiles.rows), 4, w.shape[0]), dtype=torch.float32)
     z = _multiply(inputs, w, None, parts, tiles)
     statistics = x.new_empty((3, w.shape[0]), dtype=torch.float32)
-    moving = statistics, running_mean, running_var, float(eps), float(momentum)
-    programs, channels = _merging(len(parts), w.shape[0])
-    launch(
-        forward.merge_parts,
-        (cdiv(w.shape[0], channels),),
-        8,
-        x,
-        *(parts, *moving, len(parts), w.shape[0], programs, channels, False),
-    )
-    moved = [running for running in (running_mean, running_var) if running is not None]
-    torch.autograd.graph.increment_version(moved)  # autograd has not seen it
+    merge_moments(parts, statistics, running_mean, running_var, float(eps), float(momentum))
+    tell_moved(running_mean, running_var)
     return z, statistics
 
 
@@ -146,14 +136,7 @@ def multiply_back(
         *(isinstance(gradients, Derived), into.activation, *_how(tiles, z.shape[0] * max(g.shape[1], k))),
         contracted=True,
     )
-    programs, channels = _merging(len(parts), k)
-    launch(
-        backward.merge_part_sums,
-        (cdiv(k, channels),),
-        8,
-        z,
-        *(parts, dweight, dbias, len(parts), k, programs, channels),
-    )
+    merge_sums(parts, dweight, dbias)
     return Derived(out, into, dweight, dbias)
 
 
@@ -212,9 +195,3 @@ def _gradients(gradients: Gradients) -> tuple[Tensor, tuple[Any, ...]]:
 def _how(tiles: Tiles, largest: int) -> tuple[Any, ...]:
     """The kernels' arguments from ``ROWS`` to ``PRECISION``: float32 is multiplied as float32, never as TF32."""
     return tiles.rows, tiles.columns, tiles.depth, largest >= 1 << 31, "ieee"
-
-
-def _merging(parts: int, channels: int) -> tuple[int, int]:
-    """``(programs, channels)`` of the tile that merges them: all of a channel's at once."""
-    programs = power(parts)
-    return programs, min(power(channels), max(1, MERGED // programs))

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from wholebatch.kernels.batch_norm.alone import Alone
 from wholebatch.kernels.batch_norm.kernel import Affine
+from wholebatch.kernels.batch_norm.native import tell_moved
 from wholebatch.kernels.gpu import backward, forward
-from wholebatch.kernels.gpu.launching import launch
+from wholebatch.kernels.gpu.launching import LINEAR, activation_of, launch
 from wholebatch.kernels.gpu.masks import spread
-from wholebatch.kernels.gpu.plan import LIMITS, Limits, Plan, cdiv, make_plan
+from wholebatch.kernels.gpu.merging import merge_moments, merge_sums
+from wholebatch.kernels.gpu.plan import LIMITS, Limits, Plan, make_plan
 from wholebatch.kernels.place import Place, laid_as, place_of
 from wholebatch.moments import Moments
-
-LINEAR, RELU, LEAKY = 0, 1, 2  # as in arithmetic.py
 
 
 class Triton(Alone):
@@ -134,17 +134,10 @@ class Triton(Alone):
             parts = z.new_empty((plan.programs, 4, plan.c), dtype=torch.float32)
             grid = (plan.programs, plan.tiles)
             launch(forward.find_parts, grid, plan.warps, z, *(z, mask, parts, plan.steps, plan.n, *_tile(plan)))
-            merging = plan.merging
-            launch(
-                forward.merge_parts,
-                (cdiv(plan.c, merging[1]),),
-                8,
-                z,
-                *(parts, *moving, plan.programs, plan.c, *merging, masked),
-            )
+            merge_moments(parts, *moving)
             if y is not None:
                 self._normalise(z, place, statistics[0], statistics[2], affine, y)
-        _tell_moved(running_mean, running_var)
+        tell_moved(running_mean, running_var)
         return statistics
 
     def _normalise(self, z: Tensor, place: Place, mean: Tensor, rstd: Tensor, affine: Affine, y: Tensor) -> None:
@@ -215,14 +208,7 @@ class Triton(Alone):
             *(g, z, residual, dresidual, spread(affine.mask, z), mean.contiguous(), rstd.contiguous()),
             *(weight, bias, parts, slope, plan.steps, plan.n, *_tile(plan), activation),
         )
-        merging = plan.merging
-        launch(
-            backward.merge_part_sums,
-            (cdiv(plan.c, merging[1]),),
-            8,
-            z,
-            *(parts, dweight, dbias, plan.programs, plan.c, *merging),
-        )
+        merge_sums(parts, dweight, dbias)
 
     def _whole(
         self,
@@ -294,8 +280,7 @@ def _following(z: Tensor, affine: Affine) -> tuple[Tensor | None, Tensor | None,
     residual = None if affine.residual is None else laid_as(affine.residual, z)
     weight = None if affine.weight is None else affine.weight.contiguous()
     bias = None if affine.bias is None else affine.bias.contiguous()
-    activation = LINEAR if affine.slope == 1 else RELU if affine.slope == 0 else LEAKY
-    return residual, weight, bias, float(affine.slope), activation
+    return residual, weight, bias, float(affine.slope), activation_of(affine.slope)
 
 
 def _changes(affine: Affine) -> bool:
@@ -305,8 +290,3 @@ def _changes(affine: Affine) -> bool:
 
 def _count(place: Place, statistics: Tensor) -> float:
     return place.elements if statistics.shape[0] == 3 else float(statistics[3, 0]) if place.elements else 0
-
-
-def _tell_moved(running_mean: Tensor | None, running_var: Tensor | None) -> None:
-    """Autograd has not seen that these were written to."""
-    torch.autograd.graph.increment_version([x for x in (running_mean, running_var) if x is not None])

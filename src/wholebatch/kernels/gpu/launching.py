@@ -9,6 +9,13 @@ from torch import Tensor
 
 from wholebatch.kernels.gpu.finding import interpreted
 
+LINEAR, RELU, LEAKY = 0, 1, 2  # as in arithmetic.py
+
+
+def activation_of(slope: float) -> int:
+    """The kernels' ``ACTIVATION`` for a slope below 0."""
+    return LINEAR if slope == 1 else RELU if slope == 0 else LEAKY
+
 
 def launch(
     kernel: Any, grid: tuple[int, ...], warps: int, on: Tensor, *arguments: Any, contracted: bool = False

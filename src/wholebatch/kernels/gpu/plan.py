@@ -76,9 +76,8 @@ class Plan:
 
     @property
     def merging(self) -> tuple[int, int]:
-        """``(programs, channels)`` of the tile that merges partial results: all of a channel's at once."""
-        programs = power(self.programs)
-        return programs, min(power(self.c), max(1, 4096 // programs))
+        """See :func:`merging_tile`."""
+        return merging_tile(self.programs, self.c)
 
     @property
     def units(self) -> tuple[int, int, int, int]:
@@ -127,6 +126,12 @@ def _run_of(length: int) -> int:
     runs = [1 << i for i in range(10, 4, -1) if 1 << i <= max(32, power(length))]
     idle = {run: cdiv(length, run) * run - length for run in runs}
     return next((run for run in runs if idle[run] * 10 < length), min(runs, key=lambda run: idle[run]))
+
+
+def merging_tile(parts: int, channels: int) -> tuple[int, int]:
+    """``(programs, channels)`` of the tile that merges partial results: all of a channel's at once."""
+    programs = power(parts)
+    return programs, min(power(channels), max(1, 4096 // programs))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -267,6 +267,10 @@ def test_what_is_refused() -> None:
         convert(model, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'inputs'"):
         convert(model, save="inputs")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="activation is 'relu'; it must be True or False"):
+        convert(model, activation="relu")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"revert takes a torch\.nn\.Module, and got a NoneType"):
+        revert(None)  # type: ignore[type-var]
     assert type(model) is nn.BatchNorm1d
 
 

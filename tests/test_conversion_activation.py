@@ -242,6 +242,16 @@ def test_surveying_a_model_leaves_no_trace_in_it() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_of_torch_fx_does_a_leaky_relu_once(training: bool) -> None:
+    """A ReLU would hide it: done twice it is the same."""
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.LeakyReLU(0.3), nn.LeakyReLU(0.3)).double().train(training)
+    expected = copy.deepcopy(net)(images(4, 5))
+    traced = torch.fx.symbolic_trace(convert(net, activation=True))
+    assert type(net[1]) is PassingLeakyReLU
+    torch.testing.assert_close(traced(images(4, 5)), expected, **CLOSE)
+
+
 def test_torch_fx_can_trace_a_model_with_absorbed_activations() -> None:
     net = convert(stir(Net(ABSORBED["the module also follows other things"]).double()), activation=True).eval()
     traced = torch.fx.symbolic_trace(net)

@@ -216,7 +216,17 @@ def test_an_activation_with_parameters_belongs_to_the_layer() -> None:
     assert layer.activation.weight.grad is not None  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("wrong", [{"activation": "swish"}, {"save": "output"}, {"activation": 3.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"activation": "swish"},
+        {"save": "output"},
+        {"activation": 3.5},
+        {"activation": nn.ReLU},
+        {"process_group": "wrold"},
+        {"process_group": 3.5},
+    ],
+)
 def test_a_wrong_keyword_is_told_by_the_constructor(wrong: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"'swish'|'output'|float"):
+    with pytest.raises((ValueError, TypeError), match=r"'swish'|'output'|float|pass a module: ReLU\(\)|'wrold'"):
         wholebatch.BatchNorm1d(3, **wrong)

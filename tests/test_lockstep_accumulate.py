@@ -162,7 +162,11 @@ SCALAR = make_net()
         ({"targets": 3}, "targets hold no tensor with rows"),
         ({"inputs": draw(0, 3), "targets": draw_labels(0)}, "0 examples"),
         ({"micro_batches": 0}, "micro_batches is 0"),
+        ({"micro_batches": 8.0}, "micro_batches is 8.0; it must be a whole number"),
+        ({"micro_batches": "8"}, "micro_batches is '8'"),
         ({"reduction": "max"}, "reduction is 'max'"),
+        ({"reduction": "mean", "loss_fn": nn.KLDivLoss(reduction="batchmean")}, "pass reduction='whole'$"),
+        ({"reduction": "mean", "loss_fn": nn.CrossEntropyLoss(reduction="none")}, "reduced to one number"),
         ({"reduction": "sum"}, "CrossEntropyLoss has reduction='mean'"),
         ({"reduction": "mean", "loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "has reduction='sum'"),
         ({"reduction": "mean", "loss_fn": nn.CrossEntropyLoss(weight=WEIGHTS)}, "class weights"),
@@ -179,5 +183,5 @@ def test_what_cannot_be_right_is_refused(arguments: dict[str, Any], message: str
         "targets": draw_labels(8),
         "micro_batches": 2,
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         wholebatch.accumulate(**{**usual, **arguments})

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import wholebatch
 from nets import ResNet18, images, stir
@@ -221,6 +222,14 @@ def test_what_is_refused_and_leaves_the_statistics() -> None:
         recalibrate(norm, iter([rows()]), layer_by_layer=True)
     with pytest.raises(ValueError, match=r"init_process_group was not called"):
         recalibrate(norm, [rows()], "world")
+    with pytest.raises(TypeError, match=r"loader is a Tensor; it must give batches"):
+        recalibrate(norm, rows())
+    with pytest.raises(TypeError, match=r"loader is a TensorDataset"):
+        recalibrate(norm, TensorDataset(rows()))
+    with pytest.raises(TypeError, match=r"loader is a NoneType"):
+        recalibrate(norm, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected 2D or 3D input"):
+        recalibrate(norm, [rows()[0]])
     with pytest.raises(TypeError, match="process_group is 3"):
         recalibrate(norm, [rows()], 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 is lazy and has seen no input yet"):

@@ -33,7 +33,7 @@ def resolve_activation(activation: Activation) -> tuple[float, Callable[[Tensor]
 
     Raises:
         ValueError: an unknown name.
-        TypeError: neither a name nor callable.
+        TypeError: neither a name nor callable, or a class of modules instead of a module.
     """
     if activation is None:
         return 1.0, None
@@ -48,6 +48,8 @@ def resolve_activation(activation: Activation) -> tuple[float, Callable[[Tensor]
         return 0.0, None
     if type(activation) is nn.LeakyReLU:
         return activation.negative_slope, None
+    if isinstance(activation, type):
+        raise TypeError(f"activation is the class {activation.__name__}; pass a module: {activation.__name__}()")
     if not callable(activation):
         raise TypeError(f"activation is a {type(activation).__name__}; it must be a name or a function of a tensor")
     return 1.0, activation

@@ -17,7 +17,7 @@ from wholebatch.functional import Save as Save
 from wholebatch.functional import batch_norm
 from wholebatch.ordinary import train_at_once
 from wholebatch.parts import count_call
-from wholebatch.sharing import ProcessGroupLike, announce
+from wholebatch.sharing import ProcessGroupLike, announce, check_process_group
 
 
 class WholeBatchNorm(_BatchNorm):
@@ -64,6 +64,8 @@ class WholeBatchNorm(_BatchNorm):
         resolve_activation(activation)  # for its errors
         if save not in (None, "input"):
             raise ValueError(f"save is {save!r}; it must be None or 'input'")
+        if not isinstance(process_group, int):  # what a rank has that is not in the group is told where it is used
+            check_process_group(process_group)
         self.process_group, self.activation, self.save = process_group, activation, save
         self._name = name
         announce(process_group)

@@ -29,7 +29,7 @@ from wholebatch.layers import (
     WholeBatchNorm,
 )
 from wholebatch.recomputing import attach_scope, detach_scope
-from wholebatch.sharing import ProcessGroupLike
+from wholebatch.sharing import ProcessGroupLike, check_process_group
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,7 +88,7 @@ def convert(
         ``model``.
 
     Raises:
-        TypeError: not a module, or a ``process_group`` of another kind.
+        TypeError: not a module, a ``process_group`` of another kind, or an ``activation`` that is no bool.
         ValueError: an unknown ``save`` or name of a group.
 
     Warns:
@@ -97,13 +97,9 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, and got a {type(model).__name__}")
-    if isinstance(process_group, str) and process_group != "world":
-        raise ValueError(f"process_group is {process_group!r}; the only name is 'world': or pass a group")
-    if not isinstance(process_group, str | ProcessGroup | None) and not hasattr(process_group, "merge"):
-        raise TypeError(
-            f"process_group is a {type(process_group).__name__}; it must be a group of torch.distributed that this "
-            "rank is a member of (of a DeviceMesh: mesh.get_group()), 'world' or None"
-        )
+    if not isinstance(activation, bool):
+        raise TypeError(f"activation is {activation!r}; it must be True or False: absorbed is what the model has")
+    check_process_group(process_group)
     if save not in (None, "input"):
         raise ValueError(f"save is {save!r}; it must be None or 'input'")
     scoped = detach_scope(model) or save == "input"
@@ -142,7 +138,12 @@ def revert(model: M) -> M:
     Warns:
         UserWarning: names layers that torch.nn has no form of, which stay: those that were built with an activation,
             and :class:`wholebatch.BatchNorm` that was no SyncBatchNorm.
+
+    Raises:
+        TypeError: not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert takes a torch.nn.Module, and got a {type(model).__name__}")
     detach_scope(model)
     staying = []
     for name, module in list(model.named_modules()):

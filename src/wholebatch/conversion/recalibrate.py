@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from wholebatch.conversion.ranks import Ranks
 from wholebatch.kernels.batch_norm import choose_kernel
@@ -86,6 +87,7 @@ def recalibrate(
         ValueError: no batch at all; fewer than two values per channel, in the data or (in one pass) in a batch; inputs
             that are not finite; a loader that can be gone over only once where ``layer_by_layer`` must do so again; a
             lazy layer that has seen no input yet.
+        TypeError: a ``loader`` that gives no batches.
         RuntimeError: another rank failed. Every rank raises.
 
     Warns:
@@ -103,6 +105,8 @@ def recalibrate(
         raise ValueError(
             "layer_by_layer goes over the loader once per layer, and an iterator ends after one: pass a list"
         )
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Dataset):
+        raise TypeError(f"loader is a {type(loader).__name__}; it must give batches: a DataLoader, or x.split(256)")
     ranks = Ranks(process_group)
     run = partial(_run, _unwrapped(model), loader, device, forward or _feed)
     before = {layer: _copies(layer) for layer in layers}
@@ -138,6 +142,7 @@ def _measure(layers: Sequence[_BatchNorm], run: Callable[[], int], ranks: Ranks)
 
     def look(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z = args[0] if args else kwargs["input"]
+        layer._check_input_dim(z)  # type: ignore[no-untyped-call]  # as it would itself, after this
         if not seen[layer].calls:
             order.append(layer)
         seen[layer].add(z, args[2] if len(args) > 2 else kwargs.get("mask"))

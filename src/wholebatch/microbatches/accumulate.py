@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,8 @@ def accumulate(
 
 
 def _sizes(rows: int, micro_batches: int) -> list[int]:
+    if not isinstance(micro_batches, SupportsIndex):
+        raise TypeError(f"micro_batches is {micro_batches!r}; it must be a whole number")
     if micro_batches < 1:
         raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1")
     if rows == 0:
@@ -124,7 +126,8 @@ def _check_loss(loss_fn: Any, targets: Any, reduction: Reduction) -> None:
     if own != reduction:
         raise ValueError(
             f"reduction={reduction!r}, and {type(loss_fn).__name__} has reduction={own!r}: "
-            f"pass reduction={own!r}, or 'whole'"
+            + (f"pass reduction={own!r}, or 'whole'" if own in get_args(Reduction) else "pass reduction='whole'")
+            + (", with a loss that is reduced to one number" if own == "none" else "")
         )
     if reduction == "sum":
         return

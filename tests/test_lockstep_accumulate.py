@@ -151,6 +151,15 @@ def test_a_loss_that_fails_changes_nothing(reduction: Any) -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_backward_that_runs_none_is_told() -> None:
+    net = make_net()
+    with pytest.raises(ValueError, match=r"no gradient came to the loss.*scaler\.scale\(loss\)\.backward\(\)"):
+        wholebatch.accumulate(
+            net, nn.CrossEntropyLoss(), draw(8, 3), draw_labels(8), 2, backward=torch.amp.GradScaler("cpu").scale
+        )
+    assert all(p.grad is None for p in net.parameters())
+
+
 SCALAR = make_net()
 
 

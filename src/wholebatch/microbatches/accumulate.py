@@ -61,8 +61,9 @@ def accumulate(
 
     Raises:
         ValueError: rows that do not fit together, fewer than 1 micro-batch, an empty mini-batch; a loss that says of
-            itself (``reduction``, ``weight``, ``ignore_index``) that ``"mean"`` or ``"sum"`` is not its rule; or as
-            for :func:`wholebatch.lockstep`, as all other errors. Until backward begins nothing has changed.
+            itself (``reduction``, ``weight``, ``ignore_index``) that ``"mean"`` or ``"sum"`` is not its rule; a
+            ``backward`` that runs no backward pass; or as for :func:`wholebatch.lockstep`, as all other errors. Until
+            backward begins nothing has changed.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(map(repr, get_args(Reduction)))}")
@@ -89,8 +90,22 @@ def accumulate(
     if backward is None:
         loss.backward()  # type: ignore[no-untyped-call]
     else:
-        backward(loss)
+        _run_backward(backward, loss)
     return loss.detach()
+
+
+def _run_backward(backward: Callable[[Tensor], object], loss: Tensor) -> None:
+    """``backward(loss)``, which must go through the loss: ``scaler.scale`` alone would leave gradients as they are."""
+    reached: list[Tensor] = []
+    hook = loss.register_hook(reached.append) if loss.requires_grad else None  # type: ignore[no-untyped-call]
+    backward(loss)
+    if hook is not None:
+        hook.remove()
+        if not reached:
+            raise ValueError(
+                "backward(loss) returned, and no gradient came to the loss: let it run a backward pass, as "
+                "lambda loss: scaler.scale(loss).backward() does"
+            )
 
 
 def _sizes(rows: int, micro_batches: int) -> list[int]:

@@ -63,7 +63,7 @@ template <class T> struct Kernels {
   int width;
 
   // Left operands of products as their register tiles read them, (rows x depth) or the transpose of (rows x count): to
-  // be handed over with 0 for lda. It pays where several panels are multiplied by one. A vector behind the last element
+  // be handed over with 0 for lda. It pays where many panels are multiplied by one. A vector behind the last element
   // is written to, too.
   void (*pack)(int rows, int depth, const T *a, std::int64_t lda, T *out);
   void (*pack_transposed)(int rows, int count, const T *a, std::int64_t lda, T *out);

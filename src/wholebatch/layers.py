@@ -20,6 +20,12 @@ from wholebatch.parts import count_call
 from wholebatch.sharing import ProcessGroupLike, announce, check_process_group
 
 
+def call_whole(module: nn.Module, input: Proxy, *more: Any) -> Any:
+    """Its call as one node of the graph that torch.fx traces: the module is looked into when the graph runs."""
+    path = input.tracer.path_of_module(module)  # type: ignore[attr-defined]
+    return input.tracer.create_proxy("call_module", path, (input, *more), {})
+
+
 class WholeBatchNorm(_BatchNorm):
     """What the layers have in common. Everything that PyTorch's layers have is as there: constructor, ``state_dict``,
     training and evaluation, numbers. Keywords beyond it:
@@ -79,9 +85,7 @@ class WholeBatchNorm(_BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``activation(batch_norm(input) + residual)``, see :func:`wholebatch.functional.batch_norm`."""
         if isinstance(input, Proxy):  # torch.fx keeps torch.nn's layers whole; ours stay whole too
-            extra = (input,) if residual is None and mask is None else (input, residual, mask)
-            path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-            return input.tracer.create_proxy("call_module", path, extra, {})
+            return call_whole(self, input, *(() if residual is None and mask is None else (residual, mask)))
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         # A module looks for a tensor everywhere else first, a microsecond each time: so where they are.
         buffers, parameters = self._buffers, self._parameters

@@ -10,21 +10,19 @@ Only the module's call is saved this way; ``F.relu(bn(x))`` in a forward would s
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
 
 from wholebatch.conversion.graph import Survey, hooked
-from wholebatch.layers import WholeBatchNorm
+from wholebatch.layers import WholeBatchNorm, call_whole
 
 
 class PassingReLU(nn.ReLU):
     """``torch.nn.ReLU`` that returns as it is what a batch norm has activated already."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
-            return _stay_whole(self, input)
+        if isinstance(input, Proxy):  # as the batch norm before it does: the mark is there when the graph runs
+            return call_whole(self, input)
         return input if _take_mark(input, 0.0) else super().forward(input)
 
 
@@ -32,15 +30,9 @@ class PassingLeakyReLU(nn.LeakyReLU):
     """``torch.nn.LeakyReLU`` that returns as it is what a batch norm has activated already, with the same slope."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
-            return _stay_whole(self, input)
+        if isinstance(input, Proxy):  # as the batch norm before it does: the mark is there when the graph runs
+            return call_whole(self, input)
         return input if _take_mark(input, self.negative_slope) else super().forward(input)
-
-
-def _stay_whole(module: nn.Module, input: Proxy) -> Any:
-    """In a graph of torch.fx the module is called, as the batch norm before it is: it sees the mark when that runs."""
-    path = input.tracer.path_of_module(module)  # type: ignore[attr-defined]
-    return input.tracer.create_proxy("call_module", path, (input,), {})
 
 
 def _take_mark(input: Tensor, slope: float) -> bool:

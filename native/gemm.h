@@ -4,13 +4,14 @@
 // so a result does not depend on how rows and columns are dealt out to threads.
 #pragma once
 
+#include "ahead.h"
 #include "simd.h"
 
 namespace wholebatch::WB_SET {
 
 // Inner indices per sweep over the rows: a panel of B (depth x 32 float32: 24 KiB) stays in the first-level cache,
 // beside the rows of A that pass by.
-constexpr int depth_block = 192;
+constexpr int depth_block = Ahead::slack;
 
 // How the left operand lies: as a block of rows, of which a tile takes some; as rows of which a tile takes some columns
 // (the inner index is the row); or packed, the tiles one behind the other and each by inner index (packing.h).
@@ -42,18 +43,36 @@ inline __attribute__((always_inline)) void multiply_add(Vec<T> (&sum)[ROWS][NV],
   }
 }
 
+// c, to write to it: else the stores at the end of a tile wait for memory.
+template <class T, int ROWS, int NV> inline void ask_for(T *c, std::int64_t ldc) {
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j)
+      __builtin_prefetch(c + i * ldc + j * width<T>, 1);
+}
+
 // c (ROWS x NV vectors) over `depth`. onto: the chains begin with what is in c, unless this is the first part of them;
 // else they begin at zero and what comes out is added to c.
 template <class T, int ROWS, int NV, Left left, bool onto>
 inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
-                 T *__restrict c, std::int64_t ldc, bool first) {
+                 T *__restrict c, std::int64_t ldc, bool first, Asked &asked) {
   constexpr int W = width<T>;
+  if (onto == first) // written at the end, when it has come
+    ask_for<T, ROWS, NV>(c, ldc);
   Vec<T> sum[ROWS][NV];
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j)
       sum[i][j] = !onto || first ? Vec<T>{} : load(c + i * ldc + j * W);
+  const void *const *line = asked.next();
+  const int line_step = asked.step();
+  asked.advance(depth);
+  const auto ask = [&] {
+    __builtin_prefetch(*line, 0, 2);
+    line += line_step;
+  };
   if constexpr (left == Left::rows) {
     // Three rows of a share a pointer: twelve pointers are more than there are registers, and what moves between other
     // registers and these takes a port from the multiply-adds.
@@ -66,6 +85,7 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
 #pragma GCC unroll 4
       for (int i = 0; i < BASES; ++i)
         asm("" : "+r"(base[i])); // lest the compiler makes twelve of them again
+      ask();
       multiply_add<T, ROWS, NV, left>(sum, [&](int i) { return base[i / 3][i % 3 * lda]; }, b);
 #pragma GCC unroll 4
       for (int i = 0; i < BASES; ++i)
@@ -76,8 +96,10 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
     int k = 0;
     for (; k + unrolled<left> <= depth; k += unrolled<left>, a += unrolled<left> * step, b += unrolled<left> * ldb)
 #pragma GCC unroll 4
-      for (int u = 0; u < unrolled<left>; ++u)
+      for (int u = 0; u < unrolled<left>; ++u) {
+        ask();
         multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[u * step + i]; }, b + u * ldb);
+      }
     for (; k < depth; ++k, a += step, b += ldb)
       multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[i]; }, b);
   }
@@ -92,12 +114,12 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
 
 template <class T, int NV, Left left, bool onto, int ROWS = WB_TILE_ROWS>
 inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
-                    std::int64_t ldc, bool first) {
+                    std::int64_t ldc, bool first, Asked &asked) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS)
-      tile<T, ROWS, NV, left, onto>(depth, a, lda, b, ldb, c, ldc, first);
+      tile<T, ROWS, NV, left, onto>(depth, a, lda, b, ldb, c, ldc, first, asked);
     else
-      tile_of<T, NV, left, onto, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first);
+      tile_of<T, NV, left, onto, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first, asked);
   }
 }
 
@@ -112,49 +134,53 @@ template <class F> inline void each_tile(int rows, F f) {
 
 // All rows of one panel.
 template <class T, int NV>
-inline void multiply_panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, T *c, std::int64_t ldc) {
+inline void multiply_panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, T *c, std::int64_t ldc,
+                           const Ahead &ahead) {
   constexpr int wide = NV * width<T>;
+  Asked asked(ahead);
   for (int k = 0; k < depth; k += depth_block) {
     const int part = depth - k < depth_block ? depth - k : depth_block;
     each_tile(rows, [&](int begin, int height) {
       const T *panel = b + k * wide;
       T *to = c + begin * ldc;
       if (lda != 0)
-        tile_of<T, NV, Left::rows, true>(height, part, a + begin * lda + k, lda, panel, wide, to, ldc, k == 0);
+        tile_of<T, NV, Left::rows, true>(height, part, a + begin * lda + k, lda, panel, wide, to, ldc, k == 0, asked);
       else
         tile_of<T, NV, Left::packed, true>(height, part, a + begin * depth + k * height, 0, panel, wide, to, ldc,
-                                           k == 0);
+                                           k == 0, asked);
     });
   }
 }
 
 template <class T>
-void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc) {
-  vectors == 2 ? multiply_panel<T, 2>(rows, depth, a, lda, b, c, ldc)
-               : multiply_panel<T, 1>(rows, depth, a, lda, b, c, ldc);
+void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
+              const Ahead &ahead) {
+  vectors == 2 ? multiply_panel<T, 2>(rows, depth, a, lda, b, c, ldc, ahead)
+               : multiply_panel<T, 1>(rows, depth, a, lda, b, c, ldc, ahead);
 }
 
 // One tile of dW.
 template <class T, int NV>
 inline void transposed_tile(int rows, int begin, int height, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
-                            T *out, bool first) {
+                            T *out, bool first, Asked &asked) {
   constexpr int wide = NV * width<T>;
   if (lda != 0)
-    tile_of<T, NV, Left::columns, false>(height, rows, a + begin, lda, b, ldb, out, wide, first);
+    tile_of<T, NV, Left::columns, false>(height, rows, a + begin, lda, b, ldb, out, wide, first, asked);
   else
     tile_of<T, NV, Left::packed, false>(height, rows, a + static_cast<std::int64_t>(begin) * rows, 0, b, ldb, out, wide,
-                                        first);
+                                        first, asked);
 }
 
 template <class T>
 void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
-                         T *out, bool first) {
+                         T *out, bool first, const Ahead &ahead) {
   const std::int64_t wide = vectors * width<T>;
+  Asked asked(ahead);
   each_tile(count, [&](int begin, int height) {
     if (vectors == 2)
-      transposed_tile<T, 2>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first);
+      transposed_tile<T, 2>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first, asked);
     else
-      transposed_tile<T, 1>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first);
+      transposed_tile<T, 1>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first, asked);
   });
 }
 

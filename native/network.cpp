@@ -84,6 +84,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     work.dz.resize(Blocks::most * lddz_);
     work.packed.resize(Blocks::most * std::max(ldh_, lddz_) + width);
     work.panel.resize(Blocks::most * panel_width());
+    work.wanted.reserve(Blocks::most * 3 * (std::max(ldh_, lddz_) / line + 2));
     work.turned.resize(static_cast<std::size_t>(layers_.back().padded) * width);
     work.row_mean.resize(Blocks::most);
     work.row_rstd.resize(Blocks::most);

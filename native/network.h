@@ -185,8 +185,13 @@ private:
   }
   Matrix inputs(const Step &step, int layer, std::int64_t block, std::int64_t begin, std::int64_t end, bool again);
   Matrix place_of_inputs(const Step &step, int layer, Rows rows);
+  void want_inputs(Wanted &wanted, int layer, const std::int64_t *order, Rows rows) const;
+  const Wanted &want_up(const Step &step, int layer, std::int64_t block);
+  const Wanted &want_down(const Step &step, int layer, std::int64_t block, bool from_outputs);
+  void want_next_rows(const Step &step);
   Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
-  void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels);
+  void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels,
+                   const Wanted &wanted, std::int64_t parts);
   void row_statistics(const Step &step, int layer, Range blocks);
   Step begin(int worker, std::int64_t index);
   bool weighs_moments() const { return config_.weigh_moments && epoch_->table.weights; }
@@ -231,7 +236,8 @@ private:
   using Pack = decltype(Kernels<T>::pack);
   Matrix left_matrix(int worker, int rows, int columns, const Matrix &matrix, std::int64_t panels, Pack pack);
   Matrix right_matrix(int worker, int rows, const Matrix &left, const Matrix &dz, std::int64_t panel, int vectors);
-  void multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld);
+  void multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld,
+                const Ahead &ahead);
   void round_weights(int layer, const Tile &tile);
   Tiles tiles_of(Buffer<Rounded> &buffer, std::int64_t steps) const {
     return {buffer.get(), steps, static_cast<std::int64_t>(buffer.size()) / rounded_parts_};

@@ -95,7 +95,8 @@ typename Network<T>::Left Network<T>::left_operand(int worker, int rows, int lay
 
 // One panel of Z = H W, or of dH = dZ W^T.
 template <class T>
-void Network<T>::multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld) {
+void Network<T>::multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld,
+                          const Ahead &ahead) {
   LayerState<T> &state = layers_[layer];
   const bool forward = way == Way::forward;
   const int inner = forward ? state.inputs : state.outputs,
@@ -104,7 +105,8 @@ void Network<T>::multiply(const Left &left, int rows, int layer, Way way, std::i
   if (!products_) {
     const int depth = forward ? state.depth : state.outputs;
     const T *weights = forward ? state.weight.value.get() : state.back.get();
-    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth, vectors, out, ld);
+    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth, vectors, out, ld,
+                             ahead);
   }
   const Tiles weights = tiles_of(forward ? state.rounded : state.rounded_back, steps_of(inner));
   const T *bias = forward && state.bias
@@ -156,7 +158,7 @@ void Network<T>::keep_gradient(const Step &step, int layer, std::int64_t block, 
                            kept.from(begin / Tiles::outer, run.begin));
   for (std::int64_t p = panels.begin; state.bias && p < panels.end; ++p)
     kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld, vectors_at(p, state.padded),
-                                 bias_sums_[layer % 2].get() + block * state.padded + p * panel_width(), true);
+                                 bias_sums_[layer % 2].get() + block * state.padded + p * panel_width(), true, {});
 }
 
 // Adds a block's part of some panels of dW to the sum of its group.
@@ -182,7 +184,7 @@ void Network<T>::add_rounded_to_part(const Step &step, int layer, std::int64_t b
                         first ? nullptr : sum, wide, sum, wide);
     if (state.bias)
       kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld, vectors,
-                                   sum + static_cast<std::int64_t>(state.inputs) * wide, first);
+                                   sum + static_cast<std::int64_t>(state.inputs) * wide, first, {});
   }
 }
 

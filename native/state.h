@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ahead.h"
 #include "buffer.h"
 #include "kernels.h"
 #include "products.h"
@@ -99,6 +100,7 @@ template <class T> struct Workspace {
   Buffer<T> panel;              // a panel of a block's dz as a right one
   Buffer<Rounded> left, right;  // rounded operands: a block's h or dz, and dz where it is summed in groups
   Buffer<T> row_mean, row_rstd; // of one block, for predict
+  Wanted wanted;
 };
 
 } // namespace wholebatch

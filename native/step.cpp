@@ -12,6 +12,7 @@
 // behind, because its update must not overtake a worker that still multiplies by the old weights; and so its work also
 // fills the time in which others are waited for. In a tall mini-batch the way down forms each block's part of it, while
 // h and dZ are in cache, and only sums over groups of blocks are left to be added up.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -262,6 +263,68 @@ typename Network<T>::Matrix Network<T>::inputs(const Step &step, int layer, std:
   return h;
 }
 
+// What a block of a layer's inputs is made from shall be asked for.
+template <class T> void Network<T>::want_inputs(Wanted &wanted, int layer, const std::int64_t *order, Rows rows) const {
+  const std::int64_t columns = layers_[layer].inputs;
+  if (layer > 0) {
+    const LayerState<T> &below = layers_[layer - 1];
+    wanted.add(below.z.get() + rows.first * below.stride, rows.count * below.stride * sizeof(T));
+  } else if (epoch_->table.dense) {
+    for (std::int64_t r = rows.first; r < rows.first + rows.count; ++r)
+      wanted.add(epoch_->table.dense + order[r] * columns, columns * sizeof(T));
+  }
+}
+
+// While a block is multiplied on the way up: what the next one's inputs are made from.
+template <class T> const Wanted &Network<T>::want_up(const Step &step, int layer, std::int64_t block) {
+  Wanted &wanted = work_[step.worker].wanted;
+  wanted.clear();
+  if (block + 1 < step.blocks.count && !products_)
+    want_inputs(wanted, layer, step.order, step.blocks.at(block + 1));
+  wanted.close();
+  return wanted;
+}
+
+// And on the way down: its gradient, the layer's sums and its inputs. from_outputs: the gradient is made on the way.
+template <class T>
+const Wanted &Network<T>::want_down(const Step &step, int layer, std::int64_t block, bool from_outputs) {
+  const LayerState<T> &state = layers_[layer];
+  Wanted &wanted = work_[step.worker].wanted;
+  wanted.clear();
+  if (block + 1 < step.blocks.count && !products_) {
+    const Rows next = step.blocks.at(block + 1);
+    const std::int64_t at = next.first * state.stride, bytes = next.count * state.stride * sizeof(T);
+    if (!from_outputs)
+      wanted.add(gradients_of(layer) + at, bytes);
+    if (layer < hidden())
+      wanted.add(state.z.get() + at, bytes);
+    if (layer > 0 || is_grouped(step, layer))
+      want_inputs(wanted, layer, step.order, next);
+  }
+  wanted.close();
+  return wanted;
+}
+
+// While the first layer's weights are updated: the rows of the next mini-batch that this worker multiplies by them,
+// where they are too many for the loads to wait for as they are gathered, and so few that they stay in cache until
+// then.
+template <class T> void Network<T>::want_next_rows(const Step &step) {
+  Wanted &wanted = work_[step.worker].wanted;
+  wanted.clear();
+  const std::int64_t next = step.index + 1;
+  if (products_ || next >= epoch_->steps)
+    return;
+  const Blocks blocks = layout_.of(next);
+  const std::int64_t bytes = blocks.rows * layers_[0].inputs * static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t least = std::int64_t{1} << 15, most = std::int64_t{1} << 18;
+  if (bytes < least || bytes > most)
+    return;
+  const std::int64_t workers = config_.by_neuron ? 1 : config_.threads, worker = config_.by_neuron ? 0 : step.worker;
+  for (std::int64_t b = blocks.count * worker / workers; b < blocks.count * (worker + 1) / workers; ++b)
+    want_inputs(wanted, 0, epoch_->order + epoch_->offsets[next], blocks.at(b));
+  wanted.close();
+}
+
 template <class T> void Network<T>::forward(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const Share share = this->share(step, state.padded);
@@ -273,11 +336,13 @@ template <class T> void Network<T>::forward(const Step &step, int layer) {
     const Rows rows = step.blocks.at(b);
     const Left h = left_operand(step.worker, rows.count, layer, Way::forward,
                                 inputs(step, layer, b, 0, state.depth, false), share.panels.end - share.panels.begin);
+    const Wanted &wanted = want_up(step, layer, b);
     for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
       const std::int64_t column = p * panel_width();
       const int vectors = vectors_at(p, state.padded);
       T *z = state.z.get() + rows.first * state.stride + column;
-      multiply(h, rows.count, layer, Way::forward, p, z, state.stride);
+      multiply(h, rows.count, layer, Way::forward, p, z, state.stride,
+               wanted.part(p - share.panels.begin, share.panels.end - share.panels.begin));
       if (config_.norm == Norm::batch) // while the panel is hot
         kernels_.moments(between(step, layer), rows, z, state.stride, vectors,
                          state.means.get() + b * state.padded + column, state.m2s.get() + b * state.padded + column);
@@ -296,7 +361,7 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
                               inputs(step, last, block, 0, state.depth, false), panels_of(state.padded));
   T *out = gradients_of(last) + rows.first * state.stride;
   for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
-    multiply(h, rows.count, last, Way::forward, p, out + p * panel_width(), state.stride);
+    multiply(h, rows.count, last, Way::forward, p, out + p * panel_width(), state.stride, {});
   loss_blocks_[block] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
                                       table.values, table.weights, work_[step.worker].turned.get());
 }
@@ -331,9 +396,11 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
   const Rows rows = step.blocks.at(block);
+  const Wanted &wanted = want_down(step, layer, block, has_inputs);
+  const std::int64_t gradient_parts = grouped ? all.end : 0, parts = gradient_parts + panels.end - panels.begin;
   if (grouped) {
     const Matrix h = has_inputs ? place_of_inputs(step, layer, rows) : inputs(step, layer, block, 0, state.depth, true);
-    add_to_part(step, layer, block, h, dz, all);
+    add_to_part(step, layer, block, h, dz, all, wanted, parts);
   } else if (products_ && !config_.by_neuron) {
     keep_gradient(step, layer, block, dz, all);
   }
@@ -345,7 +412,8 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
     const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
     const int vectors = vectors_at(p, below.padded);
     T *g = gradients_of(layer - 1) + at;
-    multiply(left, rows.count, layer, Way::back, p, g, below.stride);
+    multiply(left, rows.count, layer, Way::back, p, g, below.stride,
+             wanted.part(gradient_parts + p - panels.begin, parts));
     double *sum_g = below.norm ? below.sum_gs.get() + block * below.padded + column : nullptr;
     double *sum_gx = below.norm ? below.sum_gxs.get() + block * below.padded + column : nullptr;
     kernels_.output_gradient(between(step, layer - 1), rows, below.z.get() + at, g, below.stride,

@@ -3,6 +3,7 @@
 #include <sched.h>
 #ifdef __linux__
 #include <linux/futex.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #endif
 #include <unistd.h>
@@ -22,6 +23,18 @@ constexpr int spins = 64;
 constexpr int yields = 5000; // one to two milliseconds on a free core
 constexpr auto late = std::chrono::microseconds(50);
 constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
+
+// How often this thread left its core to another. A yield also comes back late where a hypervisor took the core, or
+// moved it: then nobody waits for it here, and parking would cost a wake-up for nothing.
+long times_switched() {
+#ifdef __linux__
+  rusage usage;
+  return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw + usage.ru_nivcsw : 0;
+#else
+  static thread_local long unknown = 0;
+  return ++unknown;
+#endif
+}
 
 } // namespace
 
@@ -43,6 +56,7 @@ std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std:
   const int crowded = crowded_.load(std::memory_order_relaxed);
   if (crowded > 0)
     crowded_.store(crowded - 1, std::memory_order_relaxed);
+  const long switched = crowded == 0 ? times_switched() : 0;
   for (int i = 0; crowded == 0 && i < yields; ++i) {
     if (word.load(std::memory_order_acquire) != old) {
       mark(Doing::yielding);
@@ -50,7 +64,7 @@ std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std:
     }
     sched_yield();
     const auto now = Clock::now();
-    if (now - before > late) {
+    if (now - before > late && times_switched() != switched) {
       crowded_.store(crowded_waits, std::memory_order_relaxed);
       break;
     }

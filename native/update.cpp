@@ -31,6 +31,10 @@ template <class T> template <class F> void Network<T>::each_tile(const Step &ste
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const bool grouped = is_grouped(step, layer);
+  if (layer == 0)
+    want_next_rows(step);
+  else
+    work_[step.worker].wanted.clear();
   each_tile(step, Phase::gradient, layer, [&](const Tile &tile) {
     for (int s = 0; s < epoch_->spread.own; ++s) {
       const Shard &shard = step.blocks.shard(s);
@@ -54,6 +58,7 @@ template <class T> void Network<T>::weight_gradient(const Step &step, int layer)
 // dW = H^T dZ for a tile over all blocks of a shard, and its update where nothing stands in its way.
 template <class T> void Network<T>::add_up(const Step &step, int layer, const Tile &tile, const Shard &shard, T *sum) {
   LayerState<T> &state = layers_[layer];
+  Wanted &wanted = work_[step.worker].wanted; // by the first tile that comes last
   const auto [begin, end] = tile.depth;
   const bool made_all = !config_.by_neuron || layer < hidden(); // by neuron outputs are shared out by blocks
   const std::int64_t first = shard.block, last = shard.block + shard.blocks - 1;
@@ -64,7 +69,7 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
                           ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
                           : gradient_of_sums(step, layer, b, tile.panels);
     if (is_grouped(step, layer))
-      return add_to_part(step, layer, b, h, dz, tile.panels);
+      return add_to_part(step, layer, b, h, dz, tile.panels, wanted, 1);
     const int count = static_cast<int>(end - begin);
     const Matrix left = left_matrix(step.worker, rows.count, count, {h.at + begin, h.ld},
                                     tile.panels.end - tile.panels.begin, kernels_.pack_transposed);
@@ -74,12 +79,14 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
       if (updates_at_once(step) && b == last)
         kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
                                      b == first, step.update, state.weight.value.get() + at, state.weight.first.at(at),
-                                     state.weight.second.at(at));
+                                     state.weight.second.at(at),
+                                     wanted.part(panel - tile.panels.begin, tile.panels.end - tile.panels.begin));
       else
         kernels_.multiply_transposed(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
-                                     b == first);
+                                     b == first, {});
     });
   });
+  wanted.clear();
   if (shard.blocks == 0 && !is_grouped(step, layer))
     each_stretch(state, tile,
                  [&](std::int64_t, std::int64_t at, std::int64_t count) { std::fill_n(sum + at, count, T(0)); });
@@ -120,7 +127,7 @@ template <class T> void Network<T>::reduce(const Step &step, int layer) {
 // Adds a block's part of some panels of dW to the sum of its group.
 template <class T>
 void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz,
-                             Range panels) {
+                             Range panels, const Wanted &wanted, std::int64_t parts) {
   if (products_)
     return add_rounded_to_part(step, layer, block, h, dz, panels);
   const LayerState<T> &state = layers_[layer];
@@ -134,7 +141,7 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
     const int vectors = vectors_at(p, state.padded);
     const Matrix right = right_matrix(step.worker, rows, left, dz, p, vectors);
     kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, vectors,
-                                 part + p * panel_width() * state.depth, first);
+                                 part + p * panel_width() * state.depth, first, wanted.part(p - panels.begin, parts));
   }
 }
 

@@ -84,11 +84,12 @@ def test_the_native_engine_takes_what_is_counted(sizes: list[int], rows: int, no
 
 @needs_native
 @can_measure
-@pytest.mark.skipif(product_unit() is None, reason="the processor has no unit for products of bfloat16")
 @pytest.mark.parametrize(("rows", "precision"), [(256, "high"), (24_000, "medium")])
 def test_operands_that_are_rounded_take_what_is_counted_more(rows: int, precision: Any):
     """With a large net they are of weights, with a large mini-batch of gradients; to 10 % and what ten buffers of them
     are rounded up by."""
+    if product_unit(precision) is None:
+        pytest.skip("the processor has no unit for products of bfloat16 numbers that pays")
     sizes = [64, 2000, 2000, 10] if rows == 256 else [16, 500, 500, 5]
     architecture = Architecture(sizes[0], tuple(sizes[1:-1]), sizes[-1], norm="layer")
     needs = [native_need(architecture, Optimizer(), rows, torch.float32, 2, of).total for of in ("highest", precision)]

@@ -19,6 +19,7 @@ LINE = 64  # bytes of a cache line
 KEPT_BYTES = 1 << 20  # inputs of a layer that are kept and not made again: kept_bytes in native/network.cpp
 GROUPED_WEIGHTS = 1 << 17  # of a matrix whose gradient is summed in groups of blocks: summed_in_groups in network.h
 TURNED = 1 << 18  # elements of h that are turned at a time, at least: most_turned in native/products.cpp
+WANTED_LINES, MOST_ASKED = 8192, 192  # whose addresses a worker holds: Wanted::limit and Ahead::slack in native/ahead.h
 NUMBERS = {"highest": 0, "medium": 1, "high": 2}  # of bfloat16 that a number of an operand is rounded to
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 
@@ -87,6 +88,8 @@ def native_need(
     packed = max(h, dz) + 2 * width  # a block as a left operand, and a panel as a right one
     own = BLOCK_ROWS * (h + dz + packed + 2) + width + _whole(a.sizes[-1], width) * width
     net += threads * own * size  # each worker's blocks
+    wanted = min(BLOCK_ROWS * 3 * (max(h, dz) // line + 2), WANTED_LINES) + MOST_ASKED
+    net += threads * wanted * double  # and the addresses of what it asks memory for
     batch += min(3, last + 1) * rows * widest * size + blocks * double  # gradients of outputs, losses
     groups = _groups(blocks, grouped)
     batch += min(2, last + 1) * groups * part * size if groups > 1 else 0  # sums of weights' gradients

@@ -20,25 +20,42 @@ enum class Left { rows, columns, packed };
 // Inner indices that are done in one go where addresses allow it: so the loop itself costs little.
 template <Left left> constexpr int unrolled = left == Left::packed ? 4 : 1;
 
+// The sums of a tile: of ROWS rows and NV vectors of columns. HALF: of the last vector only the lower half.
+template <class T, int ROWS, int NV, bool HALF> struct Sums {
+  static constexpr int full = NV - HALF;
+  Vec<T> vectors[ROWS][full + HALF]; // one is not used where HALF
+  Half<T> halves[ROWS];              // none is used elsewhere
+};
+
 // One inner index: sum += a b. Always inlined: else the compiler puts the addresses that `a` refers to on the stack,
 // and reads them from there for each inner index.
-template <class T, int ROWS, int NV, Left left, class A>
-inline __attribute__((always_inline)) void multiply_add(Vec<T> (&sum)[ROWS][NV], const A &a, const T *b) {
+template <class T, int ROWS, int NV, Left left, bool HALF, class A>
+inline __attribute__((always_inline)) void multiply_add(Sums<T, ROWS, NV, HALF> &sum, const A &a, const T *b) {
+  constexpr int full = NV - HALF;
   Vec<T> bk[NV];
 #pragma GCC unroll 2
-  for (int j = 0; j < NV; ++j)
+  for (int j = 0; j < full; ++j)
     bk[j] = load(b + j * width<T>);
+  Half<T> last{};
+  if constexpr (HALF)
+    last = load_half(b + full * width<T>);
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i) {
-    if constexpr (left == Left::packed) {
+    if constexpr (left == Left::packed && !HALF) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j)
-        sum[i][j] = fma_of<T>(a(i), bk[j], sum[i][j]);
+      for (int j = 0; j < full; ++j)
+        sum.vectors[i][j] = fma_of<T>(a(i), bk[j], sum.vectors[i][j]);
     } else {
-      const Vec<T> ak = all(a(i));
+      if constexpr (full > 0) {
+        const Vec<T> ak = all(a(i));
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j)
-        sum[i][j] = fma<T>(ak, bk[j], sum[i][j]);
+        for (int j = 0; j < full; ++j)
+          sum.vectors[i][j] = fma<T>(ak, bk[j], sum.vectors[i][j]);
+        if constexpr (HALF)
+          sum.halves[i] = fma_half<T>(lower<T>(ak), last, sum.halves[i]);
+      } else {
+        sum.halves[i] = fma_half<T>(a(i) - Half<T>{}, last, sum.halves[i]);
+      }
     }
   }
 }
@@ -53,19 +70,23 @@ template <class T, int ROWS, int NV> inline void ask_for(T *c, std::int64_t ldc)
 }
 
 // c (ROWS x NV vectors) over `depth`. onto: the chains begin with what is in c, unless this is the first part of them;
-// else they begin at zero and what comes out is added to c.
-template <class T, int ROWS, int NV, Left left, bool onto>
+// else they begin at zero and what comes out is added to c. HALF: b's last vector is zero in its upper half, and so is
+// what comes out.
+template <class T, int ROWS, int NV, Left left, bool onto, bool HALF>
 inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__restrict b, std::int64_t ldb,
                  T *__restrict c, std::int64_t ldc, bool first, Asked &asked) {
-  constexpr int W = width<T>;
+  constexpr int W = width<T>, full = NV - HALF;
   if (onto == first) // written at the end, when it has come
     ask_for<T, ROWS, NV>(c, ldc);
-  Vec<T> sum[ROWS][NV];
+  Sums<T, ROWS, NV, HALF> sum;
 #pragma GCC unroll 12
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j)
-      sum[i][j] = !onto || first ? Vec<T>{} : load(c + i * ldc + j * W);
+    for (int j = 0; j < full; ++j)
+      sum.vectors[i][j] = !onto || first ? Vec<T>{} : load(c + i * ldc + j * W);
+    if constexpr (HALF)
+      sum.halves[i] = !onto || first ? Half<T>{} : load_half(c + i * ldc + full * W);
+  }
   const void *const *line = asked.next();
   const int line_step = asked.step();
   asked.advance(depth);
@@ -86,7 +107,7 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
       for (int i = 0; i < BASES; ++i)
         asm("" : "+r"(base[i])); // lest the compiler makes twelve of them again
       ask();
-      multiply_add<T, ROWS, NV, left>(sum, [&](int i) { return base[i / 3][i % 3 * lda]; }, b);
+      multiply_add<T, ROWS, NV, left, HALF>(sum, [&](int i) { return base[i / 3][i % 3 * lda]; }, b);
 #pragma GCC unroll 4
       for (int i = 0; i < BASES; ++i)
         ++base[i];
@@ -98,29 +119,47 @@ inline void tile(int depth, const T *__restrict a, std::int64_t lda, const T *__
 #pragma GCC unroll 4
       for (int u = 0; u < unrolled<left>; ++u) {
         ask();
-        multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[u * step + i]; }, b + u * ldb);
+        multiply_add<T, ROWS, NV, left, HALF>(sum, [&](int i) -> const T & { return a[u * step + i]; }, b + u * ldb);
       }
-    for (; k < depth; ++k, a += step, b += ldb)
-      multiply_add<T, ROWS, NV, left>(sum, [&](int i) -> const T & { return a[i]; }, b);
+    if constexpr (unrolled<left> > 1)
+      for (; k < depth; ++k, a += step, b += ldb)
+        multiply_add<T, ROWS, NV, left, HALF>(sum, [&](int i) -> const T & { return a[i]; }, b);
   }
+  const auto put = [&](T *to, Vec<T> v) { store(to, !onto && !first ? load(to) + v : v); };
 #pragma GCC unroll 12
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) {
-      T *to = c + i * ldc + j * W;
-      store(to, !onto && !first ? load(to) + sum[i][j] : sum[i][j]);
-    }
+    for (int j = 0; j < full; ++j)
+      put(c + i * ldc + j * W, sum.vectors[i][j]);
+    if constexpr (HALF)
+      put(c + i * ldc + full * W, whole<T>(sum.halves[i]));
+  }
 }
 
-template <class T, int NV, Left left, bool onto, int ROWS = WB_TILE_ROWS>
+template <class T, int NV, Left left, bool onto, bool HALF, int ROWS = WB_TILE_ROWS>
 inline void tile_of(int rows, int depth, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *c,
                     std::int64_t ldc, bool first, Asked &asked) {
   if constexpr (ROWS > 0) {
     if (rows == ROWS)
-      tile<T, ROWS, NV, left, onto>(depth, a, lda, b, ldb, c, ldc, first, asked);
+      tile<T, ROWS, NV, left, onto, HALF>(depth, a, lda, b, ldb, c, ldc, first, asked);
     else
-      tile_of<T, NV, left, onto, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first, asked);
+      tile_of<T, NV, left, onto, HALF, ROWS - 1>(rows, depth, a, lda, b, ldb, c, ldc, first, asked);
   }
+}
+
+// f with the number of vectors that so many columns of a panel take, and whether the last is no more than half, as
+// constants.
+template <int NV, bool HALF> struct Width {
+  static constexpr int vectors = NV;
+  static constexpr bool half = HALF;
+};
+template <class T, class F> inline void with_width(int columns, F f) {
+  constexpr int W = width<T>;
+  const bool half = has_halves && (columns - 1) % W < W / 2;
+  if constexpr (has_halves)
+    if (half)
+      return columns > W ? f(Width<2, true>{}) : f(Width<1, true>{});
+  columns > W ? f(Width<2, false>{}) : f(Width<1, false>{});
 }
 
 // f(begin, height) for tiles of nearly equal height: a single left-over row would starve the multiply-add units.
@@ -132,55 +171,48 @@ template <class F> inline void each_tile(int rows, F f) {
   }
 }
 
-// All rows of one panel.
-template <class T, int NV>
-inline void multiply_panel(int rows, int depth, const T *a, std::int64_t lda, const T *b, T *c, std::int64_t ldc,
-                           const Ahead &ahead) {
-  constexpr int wide = NV * width<T>;
-  Asked asked(ahead);
-  for (int k = 0; k < depth; k += depth_block) {
-    const int part = depth - k < depth_block ? depth - k : depth_block;
-    each_tile(rows, [&](int begin, int height) {
-      const T *panel = b + k * wide;
-      T *to = c + begin * ldc;
-      if (lda != 0)
-        tile_of<T, NV, Left::rows, true>(height, part, a + begin * lda + k, lda, panel, wide, to, ldc, k == 0, asked);
-      else
-        tile_of<T, NV, Left::packed, true>(height, part, a + begin * depth + k * height, 0, panel, wide, to, ldc,
-                                           k == 0, asked);
-    });
-  }
-}
-
 template <class T>
-void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
+void multiply(int rows, int depth, const T *a, std::int64_t lda, const T *b, int columns, T *c, std::int64_t ldc,
               const Ahead &ahead) {
-  vectors == 2 ? multiply_panel<T, 2>(rows, depth, a, lda, b, c, ldc, ahead)
-               : multiply_panel<T, 1>(rows, depth, a, lda, b, c, ldc, ahead);
+  with_width<T>(columns, [&]<int NV, bool HALF>(Width<NV, HALF>) {
+    constexpr int wide = NV * width<T>;
+    Asked asked(ahead);
+    for (int k = 0; k < depth; k += depth_block) {
+      const int part = depth - k < depth_block ? depth - k : depth_block;
+      each_tile(rows, [&](int begin, int height) {
+        const T *panel = b + k * wide;
+        T *to = c + begin * ldc;
+        if (lda != 0)
+          tile_of<T, NV, Left::rows, true, HALF>(height, part, a + begin * lda + k, lda, panel, wide, to, ldc, k == 0,
+                                                 asked);
+        else
+          tile_of<T, NV, Left::packed, true, HALF>(height, part, a + begin * depth + k * height, 0, panel, wide, to,
+                                                   ldc, k == 0, asked);
+      });
+    }
+  });
 }
 
 // One tile of dW.
-template <class T, int NV>
+template <class T, int NV, bool HALF>
 inline void transposed_tile(int rows, int begin, int height, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
                             T *out, bool first, Asked &asked) {
   constexpr int wide = NV * width<T>;
   if (lda != 0)
-    tile_of<T, NV, Left::columns, false>(height, rows, a + begin, lda, b, ldb, out, wide, first, asked);
+    tile_of<T, NV, Left::columns, false, HALF>(height, rows, a + begin, lda, b, ldb, out, wide, first, asked);
   else
-    tile_of<T, NV, Left::packed, false>(height, rows, a + static_cast<std::int64_t>(begin) * rows, 0, b, ldb, out, wide,
-                                        first, asked);
+    tile_of<T, NV, Left::packed, false, HALF>(height, rows, a + static_cast<std::int64_t>(begin) * rows, 0, b, ldb, out,
+                                              wide, first, asked);
 }
 
 template <class T>
-void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
+void multiply_transposed(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int columns,
                          T *out, bool first, const Ahead &ahead) {
-  const std::int64_t wide = vectors * width<T>;
-  Asked asked(ahead);
-  each_tile(count, [&](int begin, int height) {
-    if (vectors == 2)
-      transposed_tile<T, 2>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first, asked);
-    else
-      transposed_tile<T, 1>(rows, begin, height, a, lda, b, ldb, out + begin * wide, first, asked);
+  with_width<T>(columns, [&]<int NV, bool HALF>(Width<NV, HALF>) {
+    Asked asked(ahead);
+    each_tile(count, [&](int begin, int height) {
+      transposed_tile<T, NV, HALF>(rows, begin, height, a, lda, b, ldb, out + begin * NV * width<T>, first, asked);
+    });
   });
 }
 

@@ -71,16 +71,17 @@ template <class T> struct Kernels {
   void (*pack_transposed)(int rows, int count, const T *a, std::int64_t lda, T *out);
   // A panel of a right operand, (rows x panel), its rows one behind the other.
   void (*pack_panel)(int rows, const T *b, std::int64_t ldb, int vectors, T *out);
-  // c (rows x panel) = a (rows x depth) * b (depth x panel, packed)
-  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int vectors, T *c, std::int64_t ldc,
+  // c (rows x panel) = a (rows x depth) * b (depth x panel, packed). Of a panel's columns so many count: the rest is
+  // zero.
+  void (*multiply)(int rows, int depth, const T *a, std::int64_t lda, const T *b, int columns, T *c, std::int64_t ldc,
                    const Ahead &ahead);
   // out (columns of a x panel, packed) (+)= a^T (count x rows) * b (rows x panel)
   void (*multiply_transposed)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
-                              int vectors, T *out, bool first, const Ahead &ahead);
+                              int columns, T *out, bool first, const Ahead &ahead);
   // The same for the last rows of all, and the update of w with what came out: out is in the first-level cache then,
   // and is left unspecified (where first, it is not written at all).
   void (*multiply_and_update)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
-                              int vectors, T *out, bool first, const UpdateTerms<T> &, T *w, T *first_moment,
+                              int columns, T *out, bool first, const UpdateTerms<T> &, T *w, T *first_moment,
                               T *second_moment, const Ahead &ahead);
   // back (panels of inputs) = the transpose of forward's panel that begins at `output`, for inputs [begin, end)
   void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,

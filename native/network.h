@@ -302,6 +302,10 @@ private:
 
   std::int64_t panel_width() const { return 2 * kernels_.width; } // outputs that lie side by side
   std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
+  // Of so many outputs, those in a panel: in vectors, and without padding.
+  int columns_at(std::int64_t panel, int outputs) const {
+    return static_cast<int>(std::min<std::int64_t>(panel_width(), outputs - panel * panel_width()));
+  }
   int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
   // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.
   template <class F> void each_stretch(const LayerState<T> &state, const Tile &tile, F f) const {

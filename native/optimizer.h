@@ -38,29 +38,22 @@ void update(const UpdateTerms<T> &t, std::int64_t count, T *__restrict w, const 
 }
 
 // A panel of dW, tile by tile, each followed by its update.
-template <class T, int NV>
-void panel_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, T *out,
-                      bool first, const UpdateTerms<T> &t, T *w, T *first_moment, T *second_moment,
-                      const Ahead &ahead) {
-  constexpr int wide = NV * width<T>;
-  alignas(WB_BYTES) T fresh[WB_TILE_ROWS * wide];
-  Asked asked(ahead);
-  each_tile(count, [&](int begin, int height) {
-    const int at = begin * wide;
-    T *g = first ? fresh : out + at;
-    transposed_tile<T, NV>(rows, begin, height, a, lda, b, ldb, g, first, asked);
-    update(t, height * wide, w + at, g, first_moment ? first_moment + at : nullptr,
-           second_moment ? second_moment + at : nullptr);
-  });
-}
 template <class T>
-void multiply_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int vectors,
+void multiply_and_update(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb, int columns,
                          T *out, bool first, const UpdateTerms<T> &t, T *w, T *first_moment, T *second_moment,
                          const Ahead &ahead) {
-  if (vectors == 2)
-    panel_and_update<T, 2>(rows, count, a, lda, b, ldb, out, first, t, w, first_moment, second_moment, ahead);
-  else
-    panel_and_update<T, 1>(rows, count, a, lda, b, ldb, out, first, t, w, first_moment, second_moment, ahead);
+  with_width<T>(columns, [&]<int NV, bool HALF>(Width<NV, HALF>) {
+    constexpr int wide = NV * width<T>;
+    alignas(WB_BYTES) T fresh[WB_TILE_ROWS * wide];
+    Asked asked(ahead);
+    each_tile(count, [&](int begin, int height) {
+      const int at = begin * wide;
+      T *g = first ? fresh : out + at;
+      transposed_tile<T, NV, HALF>(rows, begin, height, a, lda, b, ldb, g, first, asked);
+      update(t, height * wide, w + at, g, first_moment ? first_moment + at : nullptr,
+             second_moment ? second_moment + at : nullptr);
+    });
+  });
 }
 
 } // namespace wholebatch::WB_SET

@@ -45,7 +45,7 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
             left_matrix(worker, count, layer.depth, {work.h.get(), ldh_}, panels_of(layer.padded), kernels_.pack);
         for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
           kernels_.multiply(count, layer.depth, h.at, h.ld, layer.weight.value.get() + p * panel_width() * layer.depth,
-                            vectors_at(p, layer.padded), work.dz.get() + p * panel_width(), lddz_, {});
+                            columns_at(p, layer.outputs), work.dz.get() + p * panel_width(), lddz_, {});
         if (l == hidden())
           break;
         const Between<T> &between = work.layers[l].between;

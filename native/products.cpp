@@ -100,14 +100,15 @@ void Network<T>::multiply(const Left &left, int rows, int layer, Way way, std::i
   LayerState<T> &state = layers_[layer];
   const bool forward = way == Way::forward;
   const int inner = forward ? state.inputs : state.outputs,
-            vectors = vectors_at(panel, forward ? state.padded : layers_[layer - 1].padded);
+            columns = columns_at(panel, forward ? state.outputs : state.inputs);
   const std::int64_t first = panel * panel_width();
   if (!products_) {
     const int depth = forward ? state.depth : state.outputs;
     const T *weights = forward ? state.weight.value.get() : state.back.get();
-    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth, vectors, out, ld,
+    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth, columns, out, ld,
                              ahead);
   }
+  const int vectors = vectors_at(panel, forward ? state.padded : layers_[layer - 1].padded);
   const Tiles weights = tiles_of(forward ? state.rounded : state.rounded_back, steps_of(inner));
   const T *bias = forward && state.bias
                       ? state.weight.value.get() + first * state.depth + state.inputs * vectors * kernels_.width
@@ -157,7 +158,8 @@ void Network<T>::keep_gradient(const Step &step, int layer, std::int64_t block, 
   products_->right_by_rows(static_cast<int>(end - begin), rows, static_cast<int>(run.count), dz.at + begin, dz.ld,
                            kept.from(begin / Tiles::outer, run.begin));
   for (std::int64_t p = panels.begin; state.bias && p < panels.end; ++p)
-    kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld, vectors_at(p, state.padded),
+    kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld,
+                                 columns_at(p, state.outputs),
                                  bias_sums_[layer % 2].get() + block * state.padded + p * panel_width(), true, {});
 }
 
@@ -183,8 +185,9 @@ void Network<T>::add_rounded_to_part(const Step &step, int layer, std::int64_t b
     products_->multiply(state.inputs, vectors, steps, left, right.from(p * panel_width() / Tiles::outer, 0),
                         first ? nullptr : sum, wide, sum, wide);
     if (state.bias)
-      kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld, vectors,
-                                   sum + static_cast<std::int64_t>(state.inputs) * wide, first, {});
+      kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld,
+                                   columns_at(p, state.outputs), sum + static_cast<std::int64_t>(state.inputs) * wide,
+                                   first, {});
   }
 }
 

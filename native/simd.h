@@ -80,6 +80,39 @@ template <class T> inline Vec<T> fma_of(const T &a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
+// The lower half of a vector: for the last columns of a panel, where its upper half would be padding. It takes half as
+// long on processors whose units are half as wide as their registers, and no longer on others.
+constexpr bool has_halves = WB_BYTES == 64;
+template <class T> struct HalfOf {
+  typedef T type __attribute__((vector_size(WB_BYTES / 2)));
+  typedef T unaligned __attribute__((vector_size(WB_BYTES / 2), aligned(alignof(T)), may_alias));
+};
+template <class T> using Half = typename HalfOf<T>::type;
+template <class T> inline Half<T> load_half(const T *p) {
+  return *reinterpret_cast<const typename HalfOf<T>::unaligned *>(p);
+}
+#if WB_BYTES == 64
+template <class T> inline Half<T> lower(Vec<T> v) {
+  if constexpr (sizeof(T) == 4)
+    return _mm512_castps512_ps256(v);
+  else
+    return _mm512_castpd512_pd256(v);
+}
+// With zeros above.
+template <class T> inline Vec<T> whole(Half<T> v) {
+  if constexpr (sizeof(T) == 4)
+    return _mm512_zextps256_ps512(v);
+  else
+    return _mm512_zextpd256_pd512(v);
+}
+template <class T> inline Half<T> fma_half(Half<T> a, Half<T> b, Half<T> c) {
+  if constexpr (sizeof(T) == 4)
+    return _mm256_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+}
+#endif
+
 // As many doubles as a vector of T has lanes.
 template <class T> struct DoublesOf {
   typedef double type __attribute__((vector_size(width<T> * sizeof(double))));

@@ -74,15 +74,15 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
     const Matrix left = left_matrix(step.worker, rows.count, count, {h.at + begin, h.ld},
                                     tile.panels.end - tile.panels.begin, kernels_.pack_transposed);
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-      const int vectors = vectors_at(panel, state.padded);
-      const Matrix right = right_matrix(step.worker, rows.count, left, dz, panel, vectors);
+      const int columns = columns_at(panel, state.outputs);
+      const Matrix right = right_matrix(step.worker, rows.count, left, dz, panel, vectors_at(panel, state.padded));
       if (updates_at_once(step) && b == last)
-        kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
+        kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, columns, sum + at,
                                      b == first, step.update, state.weight.value.get() + at, state.weight.first.at(at),
                                      state.weight.second.at(at),
                                      wanted.part(panel - tile.panels.begin, tile.panels.end - tile.panels.begin));
       else
-        kernels_.multiply_transposed(rows.count, count, left.at, left.ld, right.at, right.ld, vectors, sum + at,
+        kernels_.multiply_transposed(rows.count, count, left.at, left.ld, right.at, right.ld, columns, sum + at,
                                      b == first, {});
     });
   });
@@ -138,9 +138,8 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
   const Matrix left =
       left_matrix(step.worker, rows, state.depth, h, panels.end - panels.begin, kernels_.pack_transposed);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-    const int vectors = vectors_at(p, state.padded);
-    const Matrix right = right_matrix(step.worker, rows, left, dz, p, vectors);
-    kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, vectors,
+    const Matrix right = right_matrix(step.worker, rows, left, dz, p, vectors_at(p, state.padded));
+    kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, columns_at(p, state.outputs),
                                  part + p * panel_width() * state.depth, first, wanted.part(p - panels.begin, parts));
   }
 }

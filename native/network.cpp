@@ -76,6 +76,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
       part_weights_ = std::max(part_weights_, weights_of(layer));
     }
     lddz_ = std::max(lddz_, odd_lines(layer.padded, line));
+    layer.stretch = stretch_of(layer);
     part_offsets_.push_back(part_offsets_.back() + whole(static_cast<std::int64_t>(layer.weight.value.size()), line));
   }
   work_.resize(config_.threads);
@@ -271,23 +272,34 @@ template <class T> typename Network<T>::Range Network<T>::own_panels(int worker,
 
 template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase phase, int layer) const {
   if (is_of_weights(phase)) {
-    const std::int64_t stretch = stretch_of(layers_[layer]);
+    const std::int64_t stretch = layers_[layer].stretch;
     return (layers_[layer].depth + stretch - 1) / stretch;
   }
   return units_are_groups(blocks, phase, layer) ? blocks.groups : blocks.count;
 }
 
-// How many rows of a weight matrix one gets its gradient for at a time: their gradients stay in the
-// second-level cache while all examples pass by, there are some for every worker, and they are whole register tiles and
-// whole vectors of h.
+// How many rows of a weight matrix one gets its gradient for at a time: their gradients stay in the second-level cache
+// while all examples pass by, there are about three for every worker, all workers are dealt nearly as many rows, and
+// they are whole vectors of h.
 template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer) const {
-  const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 19), unit = products_ ? Tiles::inner : 48,
-                     least = products_ ? unit : 16;
+  const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 19), unit = products_ ? Tiles::inner : 16,
+                     workers = config_.threads, depth = layer.depth;
   const std::int64_t wide = panels_of(layer.padded) * panel_width();
   const std::int64_t cached = std::max<std::int64_t>(1, most / wide / unit) * unit;
-  const std::int64_t each =
-      config_.threads == 1 ? layer.depth : whole(layer.depth, 3 * config_.threads) / (3 * config_.threads);
-  return std::min(cached, each > unit ? whole(each, unit) : whole(each, least));
+  const std::int64_t each = workers == 1 ? depth : (depth + 3 * workers - 1) / (3 * workers);
+  const std::int64_t largest = std::min(cached, whole(each, unit));
+  std::int64_t best = largest, fewest = 0; // rows of the worker that has most
+  for (std::int64_t stretch = largest; workers > 1 && stretch >= std::max(unit, largest / 2); stretch -= unit) {
+    const std::int64_t units = (depth + stretch - 1) / stretch;
+    std::int64_t rows = 0;
+    for (std::int64_t w = 0; w < workers; ++w)
+      rows = std::max(rows, std::min(depth, units * (w + 1) / workers * stretch) - units * w / workers * stretch);
+    if (fewest == 0 || rows * 64 < fewest * 63) { // smaller ones only where it pays
+      best = stretch;
+      fewest = rows;
+    }
+  }
+  return best;
 }
 
 // Deals out the units of the step `index`: those of weight matrices, or all others.

@@ -62,6 +62,7 @@ template <class T> struct LayerState {
   int inputs, outputs;
   int depth;              // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
   int padded;             // outputs in whole vectors
+  std::int64_t stretch;   // rows of `weight` that one worker gets the gradient of at a time
   std::int64_t stride;    // of z and its gradient: padded, off the powers of two that would crowd one cache set
   bool bias, norm, shift; // shift: the norm has a beta (rms has none)
   Parameter<T> weight;    // panels of outputs: [panel][depth][panel width]

@@ -14,7 +14,7 @@ template <class T> template <class F> void Network<T>::each_tile(const Step &ste
       f(own);
     return;
   }
-  const std::int64_t stretch = stretch_of(state);
+  const std::int64_t stretch = state.stretch;
   const auto visit = [&](std::int64_t unit) {
     f(Tile{{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, {0, panels_of(state.padded)}});
   };

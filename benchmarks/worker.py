@@ -21,12 +21,15 @@ from benchmarks.systems import LeftOut, Trainer
 Answer = dict[str, Any]
 
 
+WARM_BURSTS = 3  # so many times the seconds of a burst, before each
+
+
 class Desk:
     """Answers requests; the trainers that it built, by number."""
 
     def __init__(self, module: str) -> None:
         self.module = f"benchmarks.systems.{module}"
-        self.trainers: dict[int, tuple[Trainer, int]] = {}
+        self.trainers: dict[int, tuple[Trainer, int, float]] = {}
 
     def answer(self, request: dict[str, Any]) -> Answer:
         """What the request's ``do`` names."""
@@ -52,14 +55,17 @@ class Desk:
         steps = least
         while (took := min(trainer.run(steps) for _ in range(2))) < seconds / 2:
             steps = min(8 * steps, round(steps * seconds / took))  # the first steps are slower: come closer by and by
-        self.trainers[number] = trainer, steps
+        self.trainers[number] = trainer, steps, seconds
         return {"steps": steps, "note": trainer.note}
 
     def burst(self, number: int) -> Answer:
         """Seconds per step over one burst."""
-        trainer, steps = self.trainers[number]
-        if steps > 3:
-            trainer.run(1)  # what the others left in the caches is not this system's cost
+        trainer, steps, seconds = self.trainers[number]
+        # What the others left in the caches is not this system's cost, nor that its threads slept meanwhile: for tens
+        # of milliseconds after that, systems put two of them on one core.
+        warm = trainer.run(1)
+        while warm < WARM_BURSTS * seconds:
+            warm += trainer.run(max(1, steps // 4))
         return {"seconds": trainer.run(steps) / steps}
 
     def measure(self, number: int) -> Answer:

@@ -8,6 +8,7 @@
 #endif
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 
@@ -23,6 +24,7 @@ constexpr int spins = 64;
 constexpr int yields = 5000; // one to two milliseconds on a free core
 constexpr auto late = std::chrono::microseconds(50);
 constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
+constexpr auto settled = std::chrono::milliseconds(10); // between moves of a worker, each of which takes microseconds
 
 // How often this thread left its core to another. A yield also comes back late where a hypervisor took the core, or
 // moved it: then nobody waits for it here, and parking would cost a wake-up for nothing.
@@ -33,6 +35,29 @@ long times_switched() {
 #else
   static thread_local long unknown = 0;
   return ++unknown;
+#endif
+}
+
+int core_of_this_thread() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves this thread to a core that is not among those `taken`, if it may run on one; it stays free to be moved on.
+void leave_for_another_core([[maybe_unused]] const std::atomic<int> *taken, [[maybe_unused]] int count) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+    return;
+  cpu_set_t free = allowed;
+  for (int i = 0; i < count; ++i)
+    if (const int core = taken[i].load(std::memory_order_relaxed); core >= 0 && core < CPU_SETSIZE)
+      CPU_CLR(core, &free);
+  if (CPU_COUNT(&free) > 0 && sched_setaffinity(0, sizeof free, &free) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
 #endif
 }
 
@@ -101,7 +126,10 @@ void Team::publish(std::atomic<std::uint32_t> &word, std::uint32_t value) {
 #endif
 }
 
-Team::Team(int size) : size_(size), process_(getpid()) {
+Team::Team(int size)
+    : size_(size), process_(getpid()), moved_(size), cores_(std::make_unique<std::atomic<int>[]>(size)) {
+  for (int worker = 0; worker < size_; ++worker)
+    cores_[worker] = -1;
   for (int worker = 1; worker < size_; ++worker)
     threads_.emplace_back([this, worker] { live(worker); });
 }
@@ -125,12 +153,32 @@ void Team::live(int worker) {
     wait_while_equal(started_, seen);
     if (ending_)
       return;
+    find_place(worker);
     (*job_)(worker);
     meet(worker);
   }
 }
 
+// Where a system takes idle cores of a virtual machine for busy ones, it wakes a worker on the core of whoever woke it:
+// there they take turns for tens of milliseconds, and each takes the other for a busy neighbour.
+void Team::find_place(int worker) {
+  const int core = core_of_this_thread();
+  cores_[worker].store(core, std::memory_order_relaxed);
+  const auto is_here = [core](const std::atomic<int> &other) { return other.load(std::memory_order_relaxed) == core; };
+  if (core < 0 || std::none_of(cores_.get(), cores_.get() + worker, is_here)) // the caller's own thread stays
+    return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - moved_[worker] < settled)
+    return;
+  moved_[worker] = now;
+  leave_for_another_core(cores_.get(), size_);
+  cores_[worker].store(core_of_this_thread(), std::memory_order_relaxed);
+  crowded_.store(0, std::memory_order_relaxed);
+}
+
 void Team::run(const std::function<void(int)> &job) {
+  if (size_ > 1)
+    find_place(0);
   stop_asked_.store(false, std::memory_order_relaxed);
   job_ = &job;
   publish(started_, started_.load(std::memory_order_relaxed) + 1);
@@ -151,6 +199,8 @@ bool Team::meet(int worker, Lane *lane) {
       lane->mark(Doing::waking);
   } else {
     const std::int64_t waited = wait_while_equal(meeting_, meeting, lane);
+    if (waited > 0)
+      find_place(worker);
     if (worker == 0)
       waited_ += waited;
   }

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -42,6 +44,7 @@ public:
 
 private:
   void live(int worker);
+  void find_place(int worker); // a core of its own, if there is one
   void park(const std::atomic<std::uint32_t> &word, std::uint32_t old);
   void publish(std::atomic<std::uint32_t> &word, std::uint32_t value); // and wakes whoever is parked on it
   // Returns when `word` differs from `old`, with the nanoseconds that it was parked or put aside.
@@ -50,6 +53,8 @@ private:
   const int size_;
   const long process_;
   std::vector<std::thread> threads_;
+  std::vector<std::chrono::steady_clock::time_point> moved_; // when each worker last was
+  std::unique_ptr<std::atomic<int>[]> cores_;                // on which each worker was last seen
   const std::function<void(int)> *job_ = nullptr;
   bool ending_ = false;
   std::int64_t waited_ = 0;

@@ -24,7 +24,9 @@ constexpr int spins = 64;
 constexpr int yields = 5000; // one to two milliseconds on a free core
 constexpr auto late = std::chrono::microseconds(50);
 constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
-constexpr auto settled = std::chrono::milliseconds(10); // between moves of a worker, each of which takes microseconds
+// Between moves of a worker, each of which takes microseconds. Twice as long each time that a core was crowded after a
+// move: where other processes have the cores, staying beside whoever wakes it is better.
+constexpr auto settled = std::chrono::milliseconds(10), longest_settled = std::chrono::milliseconds(10000);
 
 // How often this thread left its core to another. A yield also comes back late where a hypervisor took the core, or
 // moved it: then nobody waits for it here, and parking would cost a wake-up for nothing.
@@ -91,6 +93,7 @@ std::int64_t Team::wait_while_equal(const std::atomic<std::uint32_t> &word, std:
     const auto now = Clock::now();
     if (now - before > late && times_switched() != switched) {
       crowded_.store(crowded_waits, std::memory_order_relaxed);
+      times_crowded_.fetch_add(1, std::memory_order_relaxed);
       break;
     }
     before = now;
@@ -127,7 +130,7 @@ void Team::publish(std::atomic<std::uint32_t> &word, std::uint32_t value) {
 }
 
 Team::Team(int size)
-    : size_(size), process_(getpid()), moved_(size), cores_(std::make_unique<std::atomic<int>[]>(size)) {
+    : size_(size), process_(getpid()), moves_(size), cores_(std::make_unique<std::atomic<int>[]>(size)) {
   for (int worker = 0; worker < size_; ++worker)
     cores_[worker] = -1;
   for (int worker = 1; worker < size_; ++worker)
@@ -168,12 +171,18 @@ void Team::find_place(int worker) {
   if (core < 0 || std::none_of(cores_.get(), cores_.get() + worker, is_here)) // the caller's own thread stays
     return;
   const auto now = std::chrono::steady_clock::now();
-  if (now - moved_[worker] < settled)
+  Move &last = moves_[worker];
+  if (now - last.at < last.settled)
     return;
-  moved_[worker] = now;
+  const int times = times_crowded_.load(std::memory_order_relaxed);
+  last.settled = times != last.times_crowded ? std::min(2 * last.settled, longest_settled) : settled;
+  last.at = now;
+  last.times_crowded = times;
   leave_for_another_core(cores_.get(), size_);
-  cores_[worker].store(core_of_this_thread(), std::memory_order_relaxed);
-  crowded_.store(0, std::memory_order_relaxed);
+  const int place = core_of_this_thread();
+  cores_[worker].store(place, std::memory_order_relaxed);
+  if (place != core)
+    crowded_.store(0, std::memory_order_relaxed);
 }
 
 void Team::run(const std::function<void(int)> &job) {

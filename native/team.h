@@ -50,17 +50,24 @@ private:
   // Returns when `word` differs from `old`, with the nanoseconds that it was parked or put aside.
   std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old, Lane *lane = nullptr);
 
+  struct Move {
+    std::chrono::steady_clock::time_point at{};
+    std::chrono::milliseconds settled{10};
+    int times_crowded = 0; // until then
+  };
+
   const int size_;
   const long process_;
   std::vector<std::thread> threads_;
-  std::vector<std::chrono::steady_clock::time_point> moved_; // when each worker last was
-  std::unique_ptr<std::atomic<int>[]> cores_;                // on which each worker was last seen
+  std::vector<Move> moves_;                   // each worker's own
+  std::unique_ptr<std::atomic<int>[]> cores_; // on which each worker was last seen
   const std::function<void(int)> *job_ = nullptr;
   bool ending_ = false;
   std::int64_t waited_ = 0;
   bool stop_published_ = false;
   std::atomic<bool> stop_asked_{false};
   std::atomic<int> parked_{0};
+  std::atomic<int> times_crowded_{0};
   std::atomic<int> crowded_{0}; // for so many more waits: park instead of yielding
   alignas(64) std::atomic<std::uint32_t> started_{0};
   alignas(64) std::atomic<std::uint32_t> arrived_{0};

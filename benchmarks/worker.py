@@ -20,7 +20,6 @@ from benchmarks.systems import LeftOut, Trainer
 
 Answer = dict[str, Any]
 
-
 WARM_BURSTS = 3  # so many times the seconds of a burst, before each
 
 

@@ -22,9 +22,8 @@ template <Left left> constexpr int unrolled = left == Left::packed ? 4 : 1;
 
 // The sums of a tile: of ROWS rows and NV vectors of columns. HALF: of the last vector only the lower half.
 template <class T, int ROWS, int NV, bool HALF> struct Sums {
-  static constexpr int full = NV - HALF;
-  Vec<T> vectors[ROWS][full + HALF]; // one is not used where HALF
-  Half<T> halves[ROWS];              // none is used elsewhere
+  Vec<T> vectors[ROWS][NV]; // the last ones are not used where HALF
+  Half<T> halves[ROWS];     // and these nowhere else
 };
 
 // One inner index: sum += a b. Always inlined: else the compiler puts the addresses that `a` refers to on the stack,
@@ -155,9 +154,8 @@ template <int NV, bool HALF> struct Width {
 };
 template <class T, class F> inline void with_width(int columns, F f) {
   constexpr int W = width<T>;
-  const bool half = has_halves && (columns - 1) % W < W / 2;
   if constexpr (has_halves)
-    if (half)
+    if ((columns - 1) % W < W / 2)
       return columns > W ? f(Width<2, true>{}) : f(Width<1, true>{});
   columns > W ? f(Width<2, false>{}) : f(Width<1, false>{});
 }

@@ -188,7 +188,7 @@ private:
   void want_inputs(Wanted &wanted, int layer, const std::int64_t *order, Rows rows) const;
   const Wanted &want_up(const Step &step, int layer, std::int64_t block);
   const Wanted &want_down(const Step &step, int layer, std::int64_t block, bool from_outputs);
-  void want_next_rows(const Step &step);
+  void want_next_rows(const Step &step, int layer);
   Matrix gradient_of_sums(const Step &step, int layer, std::int64_t block, Range panels);
   void add_to_part(const Step &step, int layer, std::int64_t block, const Matrix &h, const Matrix &dz, Range panels,
                    const Wanted &wanted, std::int64_t parts);

@@ -24,9 +24,6 @@ constexpr int spins = 64;
 constexpr int yields = 5000; // one to two milliseconds on a free core
 constexpr auto late = std::chrono::microseconds(50);
 constexpr int crowded_waits = 1000; // then the core is tried again: one lost time slice in so many waits
-// Between moves of a worker, each of which takes microseconds. Twice as long each time that a core was crowded after a
-// move: where other processes have the cores, staying beside whoever wakes it is better.
-constexpr auto settled = std::chrono::milliseconds(10), longest_settled = std::chrono::milliseconds(10000);
 
 // How often this thread left its core to another. A yield also comes back late where a hypervisor took the core, or
 // moved it: then nobody waits for it here, and parking would cost a wake-up for nothing.
@@ -175,7 +172,7 @@ void Team::find_place(int worker) {
   if (now - last.at < last.settled)
     return;
   const int times = times_crowded_.load(std::memory_order_relaxed);
-  last.settled = times != last.times_crowded ? std::min(2 * last.settled, longest_settled) : settled;
+  last.settled = times != last.times_crowded ? std::min(2 * last.settled, Move::longest) : Move::shortest;
   last.at = now;
   last.times_crowded = times;
   leave_for_another_core(cores_.get(), size_);

@@ -50,9 +50,12 @@ private:
   // Returns when `word` differs from `old`, with the nanoseconds that it was parked or put aside.
   std::int64_t wait_while_equal(const std::atomic<std::uint32_t> &word, std::uint32_t old, Lane *lane = nullptr);
 
+  // A worker's last move. The next one waits, for each takes microseconds; twice as long each time that a core was
+  // crowded after a move: where other processes have the cores, staying beside whoever wakes it is better.
   struct Move {
+    static constexpr auto shortest = std::chrono::milliseconds(10), longest = std::chrono::milliseconds(10000);
     std::chrono::steady_clock::time_point at{};
-    std::chrono::milliseconds settled{10};
+    std::chrono::milliseconds settled = shortest;
     int times_crowded = 0; // until then
   };
 

@@ -31,10 +31,7 @@ template <class T> template <class F> void Network<T>::each_tile(const Step &ste
 template <class T> void Network<T>::weight_gradient(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
   const bool grouped = is_grouped(step, layer);
-  if (layer == 0)
-    want_next_rows(step);
-  else
-    work_[step.worker].wanted.clear();
+  want_next_rows(step, layer);
   each_tile(step, Phase::gradient, layer, [&](const Tile &tile) {
     for (int s = 0; s < epoch_->spread.own; ++s) {
       const Shard &shard = step.blocks.shard(s);
@@ -69,7 +66,7 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
                           ? Matrix{gradients_of(layer) + rows.first * state.stride, state.stride}
                           : gradient_of_sums(step, layer, b, tile.panels);
     if (is_grouped(step, layer))
-      return add_to_part(step, layer, b, h, dz, tile.panels, wanted, 1);
+      return add_to_part(step, layer, b, h, dz, tile.panels, wanted, tile.panels.end - tile.panels.begin);
     const int count = static_cast<int>(end - begin);
     const Matrix left = left_matrix(step.worker, rows.count, count, {h.at + begin, h.ld},
                                     tile.panels.end - tile.panels.begin, kernels_.pack_transposed);

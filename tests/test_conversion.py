@@ -263,7 +263,7 @@ def test_what_is_refused() -> None:
     model = nn.BatchNorm1d(3)
     with pytest.raises(ValueError, match="'wrold'"):
         convert(model, "wrold")
-    with pytest.raises(TypeError, match="process_group is a int"):
+    with pytest.raises(TypeError, match="process_group is of type int"):
         convert(model, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'inputs'"):
         convert(model, save="inputs")  # type: ignore[arg-type]

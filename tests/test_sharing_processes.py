@@ -194,9 +194,9 @@ def test_without_torch_distributed_the_world_is_refused():
     assert sharing_of(None) is None
     with pytest.raises(ValueError, match=r"init_process_group\(\).*process_group=None"):
         sharing_of("world")
-    with pytest.raises(ValueError, match="'world' or None; it is 'everyone'"):
+    with pytest.raises(ValueError, match="process_group is 'everyone'; the only name is 'world'"):
         sharing_of("everyone")
-    with pytest.raises(TypeError, match="'world', a Sharing or None; it is of type list"):
+    with pytest.raises(TypeError, match="process_group is of type list; it must be a group"):
         sharing_of([0, 1])  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wholebatch.sharing import ProcessGroupLike
+from wholebatch.sharing.groups import find_group
 
 
 class Ranks:
@@ -24,15 +25,12 @@ class Ranks:
     """
 
     def __init__(self, process_group: ProcessGroupLike) -> None:
-        if process_group is not None and process_group != "world" and not isinstance(process_group, ProcessGroup):
+        if not isinstance(process_group, str | ProcessGroup | None):
             raise TypeError(
-                f"process_group is {process_group!r}; it must be None, 'world' or a torch.distributed group"
+                f"process_group is of type {type(process_group).__name__}; it must be a group of torch.distributed, "
+                "'world' or None"
             )
-        if process_group == "world" and not dist.is_initialized():
-            raise ValueError("process_group is 'world', and torch.distributed.init_process_group was not called")
-        self.group = process_group if isinstance(process_group, ProcessGroup) else None
-        if process_group == "world":
-            self.group = dist.group.WORLD
+        self.group = None if process_group is None else find_group(process_group)
         self.alone = self.group is None
         self.device = "cuda" if not self.alone and dist.get_backend(self.group) == "nccl" else "cpu"
 

@@ -38,9 +38,7 @@ def sharing_of(process_group: ProcessGroupLike) -> Sharing | None:
             f"{rank} is not a member of the process group; give its batch norms a group that it is in, or "
             "process_group=None"
         )
-    if not (hasattr(process_group, "merge") and hasattr(process_group, "sum")):
-        kind = type(process_group).__name__
-        raise TypeError(f"process_group must be a process group, 'world', a Sharing or None; it is of type {kind}")
+    check_process_group(process_group)
     return process_group
 
 
@@ -53,11 +51,12 @@ def check_process_group(process_group: object) -> None:
             none.
     """
     if isinstance(process_group, str) and process_group != "world":
-        raise ValueError(f"process_group is {process_group!r}; the only name is 'world': or pass a group")
-    if not isinstance(process_group, str | ProcessGroup | None) and not hasattr(process_group, "merge"):
+        raise _unknown(process_group)
+    shares = hasattr(process_group, "merge") and hasattr(process_group, "sum")
+    if not shares and not isinstance(process_group, str | ProcessGroup | None):
         raise TypeError(
-            f"process_group is a {type(process_group).__name__}; it must be a group of torch.distributed that this "
-            "rank is a member of (of a DeviceMesh: mesh.get_group()), 'world' or None"
+            f"process_group is of type {type(process_group).__name__}; it must be a group of torch.distributed that "
+            "this rank is a member of (of a DeviceMesh: mesh.get_group()), 'world', a Sharing or None"
         )
 
 
@@ -73,7 +72,7 @@ def find_group(process_group: ProcessGroup | str) -> ProcessGroup:
     if process_group != "world":  # the usual case: to ask what kind a group is takes a microsecond
         if isinstance(process_group, ProcessGroup):
             return process_group
-        raise ValueError(f"process_group must be a process group, 'world' or None; it is {process_group!r}")
+        raise _unknown(process_group)
     world = dist.GroupMember.WORLD if dist.is_available() else None
     if world is None:
         raise ValueError(
@@ -81,6 +80,10 @@ def find_group(process_group: ProcessGroup | str) -> ProcessGroup:
             "(torchrun sets what it reads), or use process_group=None to normalise over this process alone"
         )
     return world
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"process_group is {name!r}; the only name is 'world': or pass a group")
 
 
 def _remember(group: ProcessGroup) -> Processes | None:

@@ -6,24 +6,22 @@
 
 namespace wholebatch::WB_SET {
 
-template <class V, int K> struct Values {
-  V of[K];
+// K sums of units.
+template <class U, int K> struct Values {
+  U of[K];
 };
 
-template <class A, int K> struct LaneSums {
-  static constexpr int lanes = 256 / sizeof(A), widest = 64 / sizeof(A), W = width<A>;
-  Vec<A> sum[K][lanes / W]{};
-  A single[K][widest]{}; // of what is left of a run after the vectors of the widest build
+template <class T, int K> struct LaneSums {
+  using A = Accumulator<T>;
+  using U = Whole<T>;
+  static constexpr int lanes = 256 / sizeof(A), widest = 64 / sizeof(A), W = width<A>, units = lanes / places<T, U>;
+  U sum[K][units]{};
+  Vec<A> vectors[K][lanes / W]{}; // of what is left of a run after the units, in the order of storage
+  A single[K][widest]{};          // and after the vectors of the widest build
 
-  void add(int v, const Values<Vec<A>, K> &values) {
-    for (int k = 0; k < K; ++k)
-      sum[k][v] += values.of[k];
-  }
-
-  // each.operator()<V>(x) gives what is added for the element, or the vector of elements, at the pointers x, which move
-  // along the run. What lies `ahead` elements further is asked for meanwhile; 0: nothing is.
-  template <class T, class Each>
-  void add_run(const Tensors<T> &x, std::int64_t count, std::int64_t ahead, const Each &each) {
+  // each.operator()<U>(x) gives what is added for the elements at the pointers x, which move along the run. What lies
+  // `ahead` elements further is asked for meanwhile; 0: nothing is.
+  template <class Each> void add_run(const Tensors<T> &x, std::int64_t count, std::int64_t ahead, const Each &each) {
     std::int64_t i = 0;
     for (; i + lanes <= count; i += lanes) {
       if (ahead != 0)
@@ -33,26 +31,39 @@ template <class A, int K> struct LaneSums {
             prefetch(x.g + j);
         }
 #pragma GCC unroll 16
-      for (int v = 0; v < lanes / W; ++v)
-        add(v, each.template operator()<Vec<A>>(x.at(i + v * W)));
+      for (int u = 0; u < units; ++u) {
+        const Values<U, K> values = each.template operator()<U>(x.at(i + u * places<T, U>));
+        for (int k = 0; k < K; ++k)
+          sum[k][u] = sum[k][u] + values.of[k];
+      }
     }
     for (int v = 0; i + widest <= count; i += widest)
-      for (int w = 0; w < widest / W; ++w, ++v)
-        add(v, each.template operator()<Vec<A>>(x.at(i + w * W)));
+      for (int w = 0; w < widest / W; ++w, ++v) {
+        const Values<Vector<T>, K> values = each.template operator()<Vector<T>>(x.at(i + w * W));
+        for (int k = 0; k < K; ++k)
+          vectors[k][v] += values.of[k].of[0];
+      }
     for (int place = 0; i < count; ++i, ++place) {
-      const Values<A, K> values = each.template operator()<A>(x.at(i));
+      const Values<Single<T>, K> values = each.template operator()<Single<T>>(x.at(i));
       for (int k = 0; k < K; ++k)
-        single[k][place] += values.of[k];
+        single[k][place] += values.of[k].of[0];
     }
   }
 
   A total(int k) {
+    alignas(64) A units_lie[lanes], in_order[lanes];
+    for (int u = 0; u < units; ++u)
+      lay(units_lie + u * places<T, U>, sum[k][u]);
+    as_stored<T>(units_lie, lanes, in_order);
+    Vec<A> all[lanes / W];
+    for (int v = 0; v < lanes / W; ++v)
+      all[v] = load(in_order + v * W) + vectors[k][v];
     for (int v = 0; v < widest / W; ++v)
-      sum[k][v] += load(single[k] + v * W);
+      all[v] += load(single[k] + v * W);
     for (int half = lanes / W / 2; half > 0; half /= 2)
       for (int v = 0; v < half; ++v)
-        sum[k][v] += sum[k][v + half];
-    return sum_lanes<A>(sum[k][0]);
+        all[v] += all[v + half];
+    return sum_lanes<A>(all[0]);
   }
 };
 
@@ -67,19 +78,19 @@ void channel_moments(const T *z, Runs runs, std::int64_t next, const double *nea
   };
   A centre;
   if (near == nullptr) {
-    LaneSums<A, 1> plain;
+    LaneSums<T, 1> plain;
     for (std::int64_t run = 0; run < runs.count; ++run)
       plain.add_run(runs_at(run), runs.length, 0,
-                    []<class V>(const Tensors<T> &x) { return Values<V, 1>{{get<V>(x.z)}}; });
+                    []<class U>(const Tensors<T> &x) { return Values<U, 1>{{get<U>(x.z)}}; });
     centre = static_cast<A>(plain.total(0) / count);
   } else {
     centre = static_cast<A>(*near);
   }
-  LaneSums<A, 2> rest;
+  LaneSums<T, 2> rest;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    rest.add_run(runs_at(run), runs.length, next, [&]<class V>(const Tensors<T> &x) {
-      const V d = get<V>(x.z) - centre;
-      return Values<V, 2>{{d, d * d}};
+    rest.add_run(runs_at(run), runs.length, next, [&]<class U>(const Tensors<T> &x) {
+      const U d = each([&](auto z) { return z - centre; }, get<U>(x.z));
+      return Values<U, 2>{{d, d * d}};
     });
   const double left = rest.total(0), off = left / count, squares = rest.total(1) - left * off;
   *mean = centre + off;
@@ -91,18 +102,17 @@ void channel_products(const Tensors<T> &x, Runs runs, std::int64_t next, const T
                       double *sum, double *sum_xhat) {
   using A = Accumulator<T>;
   const A mean = *terms.mean, scale = *terms.scale, bias = *terms.bias;
-  LaneSums<A, 2> sums;
+  LaneSums<T, 2> sums;
   for (std::int64_t run = 0; run < runs.count; ++run)
-    sums.add_run(x.at(run * runs.stride), runs.length, next, [&]<class V>(const Tensors<T> &at) {
-      const V z = get<V>(at.z);
-      V t{}, added{};
-      if constexpr (kind != Slope::identity) {
-        if constexpr (residual)
-          added = get<V>(at.residual);
-        t = before_activation<T, residual, V>(z, V{} + mean, V{} + scale, V{} + bias, added);
-      }
-      const V dt = through_activation<T, kind, V>(get<V>(at.g), t, terms.slope);
-      return Values<V, 2>{{dt, dt * (z - mean)}};
+    sums.add_run(x.at(run * runs.stride), runs.length, next, [&]<class U>(const Tensors<T> &at) {
+      const auto term = [](A value) { return each([value](auto zero) { return zero + value; }, U{}); };
+      const U z = get<U>(at.z), centre = term(mean);
+      U added{};
+      if constexpr (residual && kind != Slope::identity)
+        added = get<U>(at.residual);
+      const U dt =
+          gradient_of_sum<T, kind, residual>(get<U>(at.g), z, centre, term(scale), term(bias), added, terms.slope);
+      return Values<U, 2>{{dt, dt * (z - centre)}};
     });
   *sum += sums.total(0);
   *sum_xhat += sums.total(1) * static_cast<double>(*terms.rstd);

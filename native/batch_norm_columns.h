@@ -25,26 +25,23 @@ template <class Four, class One> inline void by_four(std::int64_t rows, const Fo
     one(row);
 }
 
-// Rows that are to be read soon. Where memory is the limit, moments and sums took a tenth to a third less.
-template <class T> inline void prefetch_rows(const T *p, std::int64_t rows, const Runs &runs) {
-  for (std::int64_t row = 0; row < rows; ++row)
-    for (std::int64_t j = 0; j < runs.length; j += 64 / static_cast<std::int64_t>(sizeof(T)))
-      prefetch(p + row * runs.stride + j);
-}
+// The rows that are gone over in four, and along them; what is two fours further down is asked for meanwhile, a line at
+// a time: a processor drops what it is asked for faster than memory answers.
+constexpr std::int64_t rows_ahead = 16;
 
 template <class T> void add_rows(const T *z, Runs runs, Accumulator<T> *__restrict sum) {
-  using A = Accumulator<T>;
   by_four(
       runs.count,
       [&](std::int64_t row) {
-        const T *a = z + row * runs.stride, *b = a + runs.stride, *c = b + runs.stride, *d = c + runs.stride;
-        for (std::int64_t j = 0; j < runs.length; ++j)
-          sum[j] += (A(widen(a[j])) + widen(b[j])) + (widen(c[j]) + widen(d[j]));
+        const T *a = z + row * runs.stride;
+        along<T>(runs.length, [&]<class U>(std::int64_t j) {
+          const auto at = [&](int r) { return get<U>(a + r * runs.stride + j); };
+          lay(sum + j, take<U>(sum + j) + ((at(0) + at(1)) + (at(2) + at(3))));
+        });
       },
       [&](std::int64_t row) {
-        const T *a = z + row * runs.stride;
-        for (std::int64_t j = 0; j < runs.length; ++j)
-          sum[j] += widen(a[j]);
+        along<T>(runs.length,
+                 [&]<class U>(std::int64_t j) { lay(sum + j, take<U>(sum + j) + get<U>(z + row * runs.stride + j)); });
       });
 }
 
@@ -52,26 +49,28 @@ template <class T> void add_rows(const T *z, Runs runs, Accumulator<T> *__restri
 template <class T>
 void add_deviations(const T *z, Runs runs, const Accumulator<T> *__restrict centre, Accumulator<T> *__restrict sum,
                     Accumulator<T> *__restrict squares) {
-  using A = Accumulator<T>;
   by_four(
       runs.count,
       [&](std::int64_t row) {
-        prefetch_rows(z + (row + 8) * runs.stride, 4, runs);
-        const T *a = z + row * runs.stride, *b = a + runs.stride, *c = b + runs.stride, *d = c + runs.stride;
-        for (std::int64_t j = 0; j < runs.length; ++j) {
-          const A w = widen(a[j]) - centre[j], x = widen(b[j]) - centre[j];
-          const A y = widen(c[j]) - centre[j], v = widen(d[j]) - centre[j];
-          sum[j] += (w + x) + (y + v);
-          squares[j] += (w * w + x * x) + (y * y + v * v);
-        }
+        const T *a = z + row * runs.stride;
+        along<T>(runs.length, [&]<class U>(std::int64_t j) {
+          const U c = take<U>(centre + j);
+          const auto at = [&](int r) {
+            if constexpr (!is_single<U>)
+              prefetch(a + (rows_ahead + r) * runs.stride + j);
+            return get<U>(a + r * runs.stride + j) - c;
+          };
+          const U w = at(0), x = at(1), y = at(2), v = at(3);
+          lay(sum + j, take<U>(sum + j) + ((w + x) + (y + v)));
+          lay(squares + j, take<U>(squares + j) + ((w * w + x * x) + (y * y + v * v)));
+        });
       },
       [&](std::int64_t row) {
-        const T *a = z + row * runs.stride;
-        for (std::int64_t j = 0; j < runs.length; ++j) {
-          const A w = widen(a[j]) - centre[j];
-          sum[j] += w;
-          squares[j] += w * w;
-        }
+        along<T>(runs.length, [&]<class U>(std::int64_t j) {
+          const U w = get<U>(z + row * runs.stride + j) - take<U>(centre + j);
+          lay(sum + j, take<U>(sum + j) + w);
+          lay(squares + j, take<U>(squares + j) + w * w);
+        });
       });
 }
 
@@ -80,9 +79,10 @@ void add_deviations(const T *z, Runs runs, const Accumulator<T> *__restrict cent
 // the rows before it, n_a of them, in a single pass: off away from its own mean, its M2 is what the squares sum to less
 // n_b off^2, which costs eps n_b off^2 of exactness. Merging adds off^2 n_a n_b / (n_a + n_b), so with n_b <= 4 n_a
 // that is no more than 5 eps of M2.
-template <class T> void column_moments(const T *z, Runs runs, double *__restrict mean, double *__restrict m2) {
+template <class T> void column_moments(const T *z, Runs runs, double *__restrict out_mean, double *__restrict out_m2) {
   using A = Accumulator<T>;
   alignas(64) A centre[strip_columns], rest[strip_columns], squares[strip_columns];
+  alignas(64) double mean[strip_columns], m2[strip_columns]; // all of them in the order that units have
   const std::int64_t most = block_rows(runs.length);
   for (std::int64_t row = 0, rows; row < runs.count; row += rows) {
     rows = std::min({row == 0 ? first_rows : 4 * row, most, runs.count - row});
@@ -111,51 +111,69 @@ template <class T> void column_moments(const T *z, Runs runs, double *__restrict
       m2[j] = old_m2 + (own_m2 < 0 ? 0 : own_m2) + delta * delta * weight;
     }
   }
+  as_stored<T>(mean, runs.length, out_mean);
+  as_stored<T>(m2, runs.length, out_m2);
 }
+
+// dt of the elements at i, and its product with what is left of z after the mean is taken off.
+template <class T, Slope kind, bool residual, class U> struct Column {
+  struct Pair {
+    U dt, product;
+  };
+  const Tensors<T> &x;
+  const Accumulator<T> slope;
+  const U mean, scale, bias;
+  Column(const Tensors<T> &x, const Terms<Accumulator<T>> &terms, std::int64_t j)
+      : x(x), slope(terms.slope), mean(take<U>(terms.mean + j)), scale(take<U>(terms.scale + j)),
+        bias(take<U>(terms.bias + j)) {}
+  Pair at(std::int64_t i) const {
+    const U z = get<U>(x.z + i);
+    U added{};
+    if constexpr (residual && kind != Slope::identity)
+      added = get<U>(x.residual + i);
+    const U dt = gradient_of_sum<T, kind, residual>(get<U>(x.g + i), z, mean, scale, bias, added, slope);
+    return {dt, dt * (z - mean)};
+  }
+};
 
 template <class T, Slope kind, bool residual>
 void add_products(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Accumulator<T> *__restrict sum,
                   Accumulator<T> *__restrict sum_xhat) {
-  using A = Accumulator<T>;
-  const A *mean = terms.mean, *rstd = terms.rstd, *scale = terms.scale, *bias = terms.bias;
-  const A slope = terms.slope;
-  const auto dt_of = [&](std::int64_t i, std::int64_t j) {
-    A t = 0;
-    if constexpr (kind != Slope::identity)
-      t = before_activation<T, residual, A>(widen(x.z[i]), mean[j], scale[j], bias[j],
-                                            residual ? widen(x.residual[i]) : A(0));
-    return through_activation<T, kind, A>(widen(x.g[i]), t, slope);
-  };
   by_four(
       runs.count,
       [&](std::int64_t row) {
-        const std::int64_t a = row * runs.stride, b = a + runs.stride, c = b + runs.stride, d = c + runs.stride;
-        prefetch_rows(x.z + a + 8 * runs.stride, 4, runs);
-        prefetch_rows(x.g + a + 8 * runs.stride, 4, runs);
-        for (std::int64_t j = 0; j < runs.length; ++j) {
-          const A p = dt_of(a + j, j), q = dt_of(b + j, j), r = dt_of(c + j, j), s = dt_of(d + j, j);
-          const A m = mean[j];
-          sum[j] += (p + q) + (r + s);
-          sum_xhat[j] += ((p * (widen(x.z[a + j]) - m) + q * (widen(x.z[b + j]) - m)) +
-                          (r * (widen(x.z[c + j]) - m) + s * (widen(x.z[d + j]) - m))) *
-                         rstd[j];
-        }
+        along<T>(runs.length, [&]<class U>(std::int64_t j) {
+          const Column<T, kind, residual, U> column(x, terms, j);
+          const auto at = [&](int r) {
+            const std::int64_t i = (row + r) * runs.stride + j;
+            if constexpr (!is_single<U>) {
+              prefetch(x.z + i + rows_ahead * runs.stride);
+              prefetch(x.g + i + rows_ahead * runs.stride);
+            }
+            return column.at(i);
+          };
+          const auto p = at(0), q = at(1), r = at(2), s = at(3);
+          lay(sum + j, take<U>(sum + j) + ((p.dt + q.dt) + (r.dt + s.dt)));
+          lay(sum_xhat + j,
+              take<U>(sum_xhat + j) + ((p.product + q.product) + (r.product + s.product)) * take<U>(terms.rstd + j));
+        });
       },
       [&](std::int64_t row) {
-        const std::int64_t a = row * runs.stride;
-        for (std::int64_t j = 0; j < runs.length; ++j) {
-          const A p = dt_of(a + j, j);
-          sum[j] += p;
-          sum_xhat[j] += p * (widen(x.z[a + j]) - mean[j]) * rstd[j];
-        }
+        along<T>(runs.length, [&]<class U>(std::int64_t j) {
+          const auto p = Column<T, kind, residual, U>(x, terms, j).at(row * runs.stride + j);
+          lay(sum + j, take<U>(sum + j) + p.dt);
+          lay(sum_xhat + j, take<U>(sum_xhat + j) + p.product * take<U>(terms.rstd + j));
+        });
       });
 }
 
 template <class T>
-void column_sums(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, double *__restrict sum,
+void column_sums(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &given, double *__restrict sum,
                  double *__restrict sum_xhat) {
   using A = Accumulator<T>;
-  alignas(64) A own[strip_columns], own_xhat[strip_columns];
+  alignas(64) A own[strip_columns], own_xhat[strip_columns], as_they_lie[strip_columns];
+  const Laid<T> laid(given, runs.length);
+  const Terms<A> &terms = laid.terms();
   const std::int64_t most = block_rows(runs.length);
   for (std::int64_t row = 0; row < runs.count; row += most) {
     const Runs block{std::min(most, runs.count - row), runs.length, runs.stride};
@@ -165,10 +183,13 @@ void column_sums(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &te
     specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
       add_products<T, kind, residual>(here, block, terms, own, own_xhat);
     });
-    for (std::int64_t j = 0; j < block.length; ++j) {
-      sum[j] += own[j];
-      sum_xhat[j] += own_xhat[j];
-    }
+    const auto add = [&](const A *from, double *to) {
+      as_stored<T>(from, block.length, as_they_lie);
+      for (std::int64_t j = 0; j < block.length; ++j)
+        to[j] += as_they_lie[j];
+    };
+    add(own, sum);
+    add(own_xhat, sum_xhat);
   }
 }
 

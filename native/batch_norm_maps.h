@@ -12,7 +12,7 @@ namespace wholebatch::WB_SET {
 template <class A> struct PerColumn {
   static constexpr int rows = 4;
   const A *term;
-  template <class V> V at(std::int64_t j) const { return get<V>(term + j); }
+  template <class U> U at(std::int64_t j) const { return take<U>(term + j); }
 };
 
 // A term where all elements are one channel's.
@@ -20,10 +20,12 @@ template <class A> struct PerChannel {
   static constexpr int rows = 1;
   A value;
   explicit PerChannel(const A *term) : value(*term) {}
-  template <class V> V at(std::int64_t) const { return V{} + value; }
+  template <class U> U at(std::int64_t) const {
+    return each([this](auto zero) { return zero + value; }, U{});
+  }
 };
 
-// y of the element, or vector of elements, at i.
+// y of the elements at i.
 template <class T, Slope kind, bool residual, class P> struct Apply {
   using A = Accumulator<T>;
   Tensors<T> x; // a copy: behind a reference, a store would have the compiler load its pointers again
@@ -34,18 +36,20 @@ template <class T, Slope kind, bool residual, class P> struct Apply {
       : x(x), mean(terms.mean), scale(terms.scale), bias(terms.bias), slope(terms.slope) {}
 
   void expect(std::int64_t i) const { prefetch(x.out + i); }
-  template <class V> struct Here {
-    V mean, scale, bias;
+  template <class U> struct Here {
+    U mean, scale, bias;
   };
-  template <class V> Here<V> at(std::int64_t j) const {
-    return {mean.template at<V>(j), scale.template at<V>(j), bias.template at<V>(j)};
+  template <class U> Here<U> at(std::int64_t j) const {
+    return {mean.template at<U>(j), scale.template at<U>(j), bias.template at<U>(j)};
   }
-  template <class V> void operator()(const Here<V> &h, std::int64_t i, bool past) const {
-    V added{};
+  template <class U> void operator()(const Here<U> &h, std::int64_t i, bool past) const {
+    U added{};
     if constexpr (residual)
-      added = get<V>(x.residual + i);
-    const V t = before_activation<T, residual, V>(get<V>(x.z + i), h.mean, h.scale, h.bias, added);
-    put<kind == Slope::leaky>(x.out + i, activate<T, kind, V>(t, slope), past);
+      added = get<U>(x.residual + i);
+    const auto y = [this](auto z, auto mean, auto scale, auto bias, auto added) {
+      return activate<T, kind>(before_activation<T, residual>(z, mean, scale, bias, added), slope);
+    };
+    put<kind == Slope::leaky>(x.out + i, each(y, get<U>(x.z + i), h.mean, h.scale, h.bias, added), past);
   }
 };
 
@@ -65,23 +69,20 @@ template <class T, Slope kind, bool residual, bool whole, class P> struct Gradie
     if constexpr (residual)
       prefetch(x.dresidual + i);
   }
-  template <class V> struct Here {
-    V mean, rstd, scale, bias, first, second;
+  template <class U> struct Here {
+    U mean, rstd, scale, bias, first, second;
   };
-  template <class V> Here<V> at(std::int64_t j) const {
-    return {mean.template at<V>(j), rstd.template at<V>(j),  scale.template at<V>(j),
-            bias.template at<V>(j), first.template at<V>(j), second.template at<V>(j)};
+  template <class U> Here<U> at(std::int64_t j) const {
+    return {mean.template at<U>(j), rstd.template at<U>(j),  scale.template at<U>(j),
+            bias.template at<U>(j), first.template at<U>(j), second.template at<U>(j)};
   }
-  template <class V> void operator()(const Here<V> &h, std::int64_t i, bool past) const {
-    V z{}, t{}, added{};
+  template <class U> void operator()(const Here<U> &h, std::int64_t i, bool past) const {
+    U z{}, added{};
     if constexpr (kind != Slope::identity || whole)
-      z = get<V>(x.z + i);
-    if constexpr (kind != Slope::identity) {
-      if constexpr (residual)
-        added = get<V>(x.residual + i);
-      t = before_activation<T, residual, V>(z, h.mean, h.scale, h.bias, added);
-    }
-    const V dt = through_activation<T, kind, V>(get<V>(x.g + i), t, slope);
+      z = get<U>(x.z + i);
+    if constexpr (kind != Slope::identity && residual)
+      added = get<U>(x.residual + i);
+    const U dt = gradient_of_sum<T, kind, residual>(get<U>(x.g + i), z, h.mean, h.scale, h.bias, added, slope);
     if constexpr (residual)
       put<true>(x.dresidual + i, dt, past);
     if constexpr (whole)
@@ -94,10 +95,9 @@ template <class T, Slope kind, bool residual, bool whole, class P> struct Gradie
 // Every element of the runs, in whole lines and vectors as far as they go. Past the caches where lines can be aligned:
 // for columns where those of all rows are, for a channel from the first aligned element of a run on. A line is written
 // at one go, for half a line past the caches costs as much as a whole one.
-template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, Sweep sweep, const Element element) {
-  using A = Accumulator<T>;
-  using V = Vec<A>;
-  constexpr std::int64_t W = width<A>, line = 64 / sizeof(T);
+template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, Sweep sweep, const Element given) {
+  using U = Whole<T>;
+  constexpr std::int64_t line = 64 / sizeof(T), units = line / places<T, U>;
   const auto beyond_line = [](const T *p) {
     return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(p) % 64 / sizeof(T));
   };
@@ -106,38 +106,34 @@ template <int rows, class T, class Element> void map_runs(const T *to, Runs runs
     past = past && beyond_line(to) == 0 && runs.stride % line == 0;
   else // an end that is no whole line is written element by element
     past = past && (runs.length % line == 0 || runs.length >= 64 * line);
-  // In memory the lines of outputs are asked for 8 KiB ahead, or a row, where that is longer.
+  // In memory the lines of outputs are asked for 8 KiB ahead, or a row, where that is longer. Not for bfloat16: there
+  // is more to compute for a line, and the processor is ahead by itself.
   const std::int64_t ahead = std::max<std::int64_t>(8192 / sizeof(T), runs.stride);
   const auto some = [&]<int count>(std::int64_t first, std::integral_constant<int, count>) {
-    const auto single = [&](std::int64_t j) {
-      const auto here = element.template at<A>(j);
+    const Element element = given; // a copy, that no store may change: its terms stay in registers
+    const auto few = [&]<class V>(std::int64_t j) {
+      const auto here = element.template at<V>(j);
       for (int r = 0; r < count; ++r)
         element(here, first + r * runs.stride + j, false);
     };
     std::int64_t j = 0;
     if (rows == 1 && past)
       for (const std::int64_t head = std::min((line - beyond_line(to + first)) % line, runs.length); j < head; ++j)
-        single(j);
+        few.template operator()<Single<T>>(j);
     for (; j + line <= runs.length; j += line) {
-      if (rows > 1 && sweep == Sweep::memory)
+      if ((rows == 1 || !is_half<T>) && sweep == Sweep::memory)
         element.expect(first + j + ahead);
-      typename Element::template Here<V> here[line / W];
+      typename Element::template Here<U> here[units];
 #pragma GCC unroll 8
-      for (int w = 0; w < line / W; ++w)
-        here[w] = element.template at<V>(j + w * W);
+      for (int u = 0; u < units; ++u)
+        here[u] = element.template at<U>(j + u * places<T, U>);
 #pragma GCC unroll 4
       for (int r = 0; r < count; ++r)
 #pragma GCC unroll 8
-        for (int w = 0; w < line / W; ++w)
-          element(here[w], first + r * runs.stride + j + w * W, past);
+        for (int u = 0; u < units; ++u)
+          element(here[u], first + r * runs.stride + j + u * places<T, U>, past);
     }
-    for (; j + W <= runs.length; j += W) {
-      const auto here = element.template at<V>(j);
-      for (int r = 0; r < count; ++r)
-        element(here, first + r * runs.stride + j, false);
-    }
-    for (; j < runs.length; ++j)
-      single(j);
+    along<T>(runs.length, few, j);
   };
   std::int64_t run = 0;
   for (; run + rows <= runs.count && sweep == Sweep::cached; run += rows)
@@ -150,20 +146,33 @@ template <int rows, class T, class Element> void map_runs(const T *to, Runs runs
 #endif
 }
 
+// work(terms) with a channel's terms as they are, or with those of columns as units have them.
+template <class T, class P, class Work>
+inline void with_terms(const Terms<Accumulator<T>> &terms, std::int64_t columns, const Work &work) {
+  if constexpr (P::rows == 1)
+    work(terms);
+  else
+    work(Laid<T>(terms, columns).terms());
+}
+
 template <class T, class P>
-void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Sweep sweep) {
-  specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
-    map_runs<P::rows>(x.out, runs, sweep, Apply<T, kind, residual, P>(x, terms));
+void apply(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &given, Sweep sweep) {
+  with_terms<T, P>(given, runs.length, [&](const Terms<Accumulator<T>> &terms) {
+    specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
+      map_runs<P::rows>(x.out, runs, sweep, Apply<T, kind, residual, P>(x, terms));
+    });
   });
 }
 
 template <class T, class P>
-void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Sweep sweep) {
-  specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
-    if (terms.first != nullptr)
-      map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, true, P>(x, terms));
-    else
-      map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, false, P>(x, terms));
+void gradient(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &given, Sweep sweep) {
+  with_terms<T, P>(given, runs.length, [&](const Terms<Accumulator<T>> &terms) {
+    specialise(x, terms.slope, [&]<Slope kind, bool residual>() {
+      if (terms.first != nullptr)
+        map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, true, P>(x, terms));
+      else
+        map_runs<P::rows>(x.out, runs, sweep, Gradient<T, kind, residual, false, P>(x, terms));
+    });
   });
 }
 

@@ -92,19 +92,18 @@ template <class T> inline Half<T> load_half(const T *p) {
   return *reinterpret_cast<const typename HalfOf<T>::unaligned *>(p);
 }
 #if WB_BYTES == 64
+// (Without the header's own casts, in which GCC 12 sees uninitialised values.)
+template <class T, int... I> inline Half<T> lower(Vec<T> v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, I...);
+}
 template <class T> inline Half<T> lower(Vec<T> v) {
-  if constexpr (sizeof(T) == 4)
-    return _mm512_castps512_ps256(v);
-  else
-    return _mm512_castpd512_pd256(v);
+  return lower<T>(v, std::make_integer_sequence<int, width<T> / 2>{});
 }
 // With zeros above.
-template <class T> inline Vec<T> whole(Half<T> v) {
-  if constexpr (sizeof(T) == 4)
-    return _mm512_zextps256_ps512(v);
-  else
-    return _mm512_zextpd256_pd512(v);
+template <class T, int... I> inline Vec<T> whole(Half<T> v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, Half<T>{}, I...);
 }
+template <class T> inline Vec<T> whole(Half<T> v) { return whole<T>(v, std::make_integer_sequence<int, width<T>>{}); }
 template <class T> inline Half<T> fma_half(Half<T> a, Half<T> b, Half<T> c) {
   if constexpr (sizeof(T) == 4)
     return _mm256_fmadd_ps(a, b, c);

@@ -70,7 +70,7 @@ template <class T, int K> struct LaneSums {
 // Of a block: two passes in cache, or a single one where a mean is near. Either is put right by what the deviations
 // still sum to, see column_moments.
 template <class T>
-void channel_moments(const T *z, Runs runs, std::int64_t next, const double *near, double *mean, double *m2) {
+WB_FLAT void channel_moments(const T *z, Runs runs, std::int64_t next, const double *near, double *mean, double *m2) {
   using A = Accumulator<T>;
   const auto count = static_cast<double>(runs.count * runs.length);
   const auto runs_at = [&](std::int64_t run) {
@@ -98,8 +98,8 @@ void channel_moments(const T *z, Runs runs, std::int64_t next, const double *nea
 }
 
 template <class T, Slope kind, bool residual>
-void channel_products(const Tensors<T> &x, Runs runs, std::int64_t next, const Terms<Accumulator<T>> &terms,
-                      double *sum, double *sum_xhat) {
+WB_FLAT void channel_products(const Tensors<T> &x, Runs runs, std::int64_t next, const Terms<Accumulator<T>> &terms,
+                              double *sum, double *sum_xhat) {
   using A = Accumulator<T>;
   const A mean = *terms.mean, scale = *terms.scale, bias = *terms.bias;
   LaneSums<T, 2> sums;

@@ -25,11 +25,11 @@ template <class Four, class One> inline void by_four(std::int64_t rows, const Fo
     one(row);
 }
 
-// The rows that are gone over in four, and along them; what is two fours further down is asked for meanwhile, a line at
-// a time: a processor drops what it is asked for faster than memory answers.
+// What is asked for while four rows are gone over: with each line that is read, the one so many rows further down. (A
+// processor drops what it is asked for faster than memory answers.)
 constexpr std::int64_t rows_ahead = 16;
 
-template <class T> void add_rows(const T *z, Runs runs, Accumulator<T> *__restrict sum) {
+template <class T> WB_FLAT void add_rows(const T *z, Runs runs, Accumulator<T> *__restrict sum) {
   by_four(
       runs.count,
       [&](std::int64_t row) {
@@ -47,8 +47,8 @@ template <class T> void add_rows(const T *z, Runs runs, Accumulator<T> *__restri
 
 // The sums of what is left after the centre is taken off, and of its squares.
 template <class T>
-void add_deviations(const T *z, Runs runs, const Accumulator<T> *__restrict centre, Accumulator<T> *__restrict sum,
-                    Accumulator<T> *__restrict squares) {
+WB_FLAT void add_deviations(const T *z, Runs runs, const Accumulator<T> *__restrict centre,
+                            Accumulator<T> *__restrict sum, Accumulator<T> *__restrict squares) {
   by_four(
       runs.count,
       [&](std::int64_t row) {
@@ -120,7 +120,7 @@ template <class T, Slope kind, bool residual, class U> struct Column {
   struct Pair {
     U dt, product;
   };
-  const Tensors<T> &x;
+  const Tensors<T> x; // a copy, as in `Apply`
   const Accumulator<T> slope;
   const U mean, scale, bias;
   Column(const Tensors<T> &x, const Terms<Accumulator<T>> &terms, std::int64_t j)
@@ -137,8 +137,8 @@ template <class T, Slope kind, bool residual, class U> struct Column {
 };
 
 template <class T, Slope kind, bool residual>
-void add_products(const Tensors<T> &x, Runs runs, const Terms<Accumulator<T>> &terms, Accumulator<T> *__restrict sum,
-                  Accumulator<T> *__restrict sum_xhat) {
+WB_FLAT void add_products(const Tensors<T> x, Runs runs, const Terms<Accumulator<T>> terms,
+                          Accumulator<T> *__restrict sum, Accumulator<T> *__restrict sum_xhat) {
   by_four(
       runs.count,
       [&](std::int64_t row) {

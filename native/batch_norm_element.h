@@ -43,8 +43,7 @@ template <class T, Slope kind, class V> inline V through_activation(V g, V unrou
 
 // dt of a unit of elements.
 template <class T, Slope kind, bool residual, class U>
-inline U gradient_of_sum(const U &g, const U &z, const U &mean, const U &scale, const U &bias, const U &added,
-                         Accumulator<T> slope) {
+inline U gradient_of_sum(U g, U z, U mean, U scale, U bias, U added, Accumulator<T> slope) {
   const auto dt = [slope]<class V>(V g, V z, V mean, V scale, V bias, V added) {
     if constexpr (kind == Slope::identity)
       return g;

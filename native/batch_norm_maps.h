@@ -95,7 +95,8 @@ template <class T, Slope kind, bool residual, bool whole, class P> struct Gradie
 // Every element of the runs, in whole lines and vectors as far as they go. Past the caches where lines can be aligned:
 // for columns where those of all rows are, for a channel from the first aligned element of a run on. A line is written
 // at one go, for half a line past the caches costs as much as a whole one.
-template <int rows, class T, class Element> void map_runs(const T *to, Runs runs, Sweep sweep, const Element given) {
+template <int rows, class T, class Element>
+WB_FLAT void map_runs(const T *to, Runs runs, Sweep sweep, const Element given) {
   using U = Whole<T>;
   constexpr std::int64_t line = 64 / sizeof(T), units = line / places<T, U>;
   const auto beyond_line = [](const T *p) {

@@ -8,6 +8,10 @@
 #include "batch_norm_kernels.h"
 #include "simd.h"
 
+// Everything that such a function calls is inlined: what it does for a unit must not become a function of its own, that
+// reads its surroundings from memory each time.
+#define WB_FLAT __attribute__((flatten))
+
 namespace wholebatch::WB_SET {
 
 // N vectors, or one number, in what is computed with. A whole unit of bfloat16 fills two vectors, from one of storage:
@@ -24,21 +28,20 @@ template <class T> using Single = Unit<Accumulator<T>, 1>;
 template <class U> constexpr bool is_single = std::is_floating_point_v<decltype(U::of[0] + 0)>;
 template <class T, class U> constexpr int places = sizeof(U) / sizeof(Accumulator<T>);
 
-// f for each vector of units.
-template <class F, class V, int N, class... Vs>
-inline Unit<V, N> each(const F &f, const Unit<V, N> &a, const Unit<Vs, N> &...rest) {
-  Unit<V, N> out;
-  for (int n = 0; n < N; ++n)
-    out.of[n] = f(a.of[n], rest.of[n]...);
-  return out;
+// f for each vector of units, by constant places: where a loop counts them, the compiler keeps units in memory.
+template <class F, class V, int N, class... Vs> inline Unit<V, N> each(const F &f, Unit<V, N> a, Unit<Vs, N>... rest) {
+  if constexpr (N == 1)
+    return {{f(a.of[0], rest.of[0]...)}};
+  else
+    return {{f(a.of[0], rest.of[0]...), f(a.of[1], rest.of[1]...)}};
 }
-template <class V, int N> inline Unit<V, N> operator+(const Unit<V, N> &a, const Unit<V, N> &b) {
+template <class V, int N> inline Unit<V, N> operator+(Unit<V, N> a, Unit<V, N> b) {
   return each([](V x, V y) { return x + y; }, a, b);
 }
-template <class V, int N> inline Unit<V, N> operator-(const Unit<V, N> &a, const Unit<V, N> &b) {
+template <class V, int N> inline Unit<V, N> operator-(Unit<V, N> a, Unit<V, N> b) {
   return each([](V x, V y) { return x - y; }, a, b);
 }
-template <class V, int N> inline Unit<V, N> operator*(const Unit<V, N> &a, const Unit<V, N> &b) {
+template <class V, int N> inline Unit<V, N> operator*(Unit<V, N> a, Unit<V, N> b) {
   return each([](V x, V y) { return x * y; }, a, b);
 }
 
@@ -137,20 +140,20 @@ template <class U, class T> inline U get(const T *p) {
 
 // Numbers that lie as a unit has them, see `as_units`.
 template <class U, class A> inline U take(const A *p) {
-  U out;
-  for (int n = 0; n < U::vectors; ++n)
-    if constexpr (is_single<U>)
-      out.of[n] = p[n];
-    else
-      out.of[n] = load(p + n * width<A>);
-  return out;
+  if constexpr (is_single<U>)
+    return {{*p}};
+  else if constexpr (U::vectors == 1)
+    return {{load(p)}};
+  else
+    return {{load(p), load(p + width<A>)}};
 }
-template <class U, class A> inline void lay(A *p, const U &unit) {
-  for (int n = 0; n < U::vectors; ++n)
-    if constexpr (is_single<U>)
-      p[n] = unit.of[n];
-    else
-      store(p + n * width<A>, unit.of[n]);
+template <class U, class A> inline void lay(A *p, U unit) {
+  if constexpr (is_single<U>)
+    *p = unit.of[0];
+  else
+    store(p, unit.of[0]);
+  if constexpr (U::vectors == 2)
+    store(p + width<A>, unit.of[1]);
 }
 
 // Past the caches, see `put`; to an address that is aligned to the vector.

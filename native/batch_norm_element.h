@@ -1,7 +1,7 @@
 // Batch norm of one element, or of a vector of them: V is a number or a vector of numbers, in what is computed with.
 #pragma once
 
-#include "batch_norm_unit.h"
+#include "batch_norm_storage.h"
 
 namespace wholebatch::WB_SET {
 
@@ -17,6 +17,18 @@ template <class T, bool residual, class V> inline V before_activation(V z, V mea
   if constexpr (residual)
     return stored<T>(t) + added;
   return t;
+}
+
+// v < 0 ? 0 : v, which is what the processor's maximum of 0 and v is, for nan and -0 too.
+template <class V> inline V not_below_zero(V v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>)
+    return _mm512_maskz_max_ps(0xffff, V{}, v);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>)
+    return _mm256_max_ps(V{}, v);
+#endif
+  return v < V{} ? V{} : v;
 }
 
 // y, to be rounded once more where the slope is not that of a leaky ReLU: what is below 0 is so before it is rounded,

@@ -89,7 +89,7 @@ WB_FLAT void channel_moments(const T *z, Runs runs, std::int64_t next, const dou
   LaneSums<T, 2> rest;
   for (std::int64_t run = 0; run < runs.count; ++run)
     rest.add_run(runs_at(run), runs.length, next, [&]<class U>(const Tensors<T> &x) {
-      const U d = each([&](auto z) { return z - centre; }, get<U>(x.z));
+      const U d = get<U>(x.z) - everywhere<U>(centre);
       return Values<U, 2>{{d, d * d}};
     });
   const double left = rest.total(0), off = left / count, squares = rest.total(1) - left * off;
@@ -105,13 +105,12 @@ WB_FLAT void channel_products(const Tensors<T> &x, Runs runs, std::int64_t next,
   LaneSums<T, 2> sums;
   for (std::int64_t run = 0; run < runs.count; ++run)
     sums.add_run(x.at(run * runs.stride), runs.length, next, [&]<class U>(const Tensors<T> &at) {
-      const auto term = [](A value) { return each([value](auto zero) { return zero + value; }, U{}); };
-      const U z = get<U>(at.z), centre = term(mean);
+      const U z = get<U>(at.z), centre = everywhere<U>(mean);
       U added{};
       if constexpr (residual && kind != Slope::identity)
         added = get<U>(at.residual);
-      const U dt =
-          gradient_of_sum<T, kind, residual>(get<U>(at.g), z, centre, term(scale), term(bias), added, terms.slope);
+      const U dt = gradient_of_sum<T, kind, residual>(get<U>(at.g), z, centre, everywhere<U>(scale),
+                                                      everywhere<U>(bias), added, terms.slope);
       return Values<U, 2>{{dt, dt * (z - centre)}};
     });
   *sum += sums.total(0);

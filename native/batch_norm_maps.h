@@ -20,9 +20,7 @@ template <class A> struct PerChannel {
   static constexpr int rows = 1;
   A value;
   explicit PerChannel(const A *term) : value(*term) {}
-  template <class U> U at(std::int64_t) const {
-    return each([this](auto zero) { return zero + value; }, U{});
-  }
+  template <class U> U at(std::int64_t) const { return everywhere<U>(value); }
 };
 
 // y of the elements at i.
@@ -107,8 +105,8 @@ WB_FLAT void map_runs(const T *to, Runs runs, Sweep sweep, const Element given) 
     past = past && beyond_line(to) == 0 && runs.stride % line == 0;
   else // an end that is no whole line is written element by element
     past = past && (runs.length % line == 0 || runs.length >= 64 * line);
-  // In memory the lines of outputs are asked for 8 KiB ahead, or a row, where that is longer. Not for bfloat16: there
-  // is more to compute for a line, and the processor is ahead by itself.
+  // In memory the lines of outputs are asked for 8 KiB ahead, or a row, where that is longer. Not those of columns in
+  // bfloat16: there is more to compute for a line, and the processor is ahead by itself.
   const std::int64_t ahead = std::max<std::int64_t>(8192 / sizeof(T), runs.stride);
   const auto some = [&]<int count>(std::int64_t first, std::integral_constant<int, count>) {
     const Element element = given; // a copy, that no store may change: its terms stay in registers

@@ -42,6 +42,10 @@ template <class V, int N> inline Unit<V, N> operator*(Unit<V, N> a, Unit<V, N> b
   return each([](V x, V y) { return x * y; }, a, b);
 }
 
+template <class U, class A> inline U everywhere(A value) {
+  return each([value](auto zero) { return zero + value; }, U{});
+}
+
 // Numbers that lie as a unit has them, see `as_units`.
 template <class U, class A> inline U take(const A *p) {
   if constexpr (is_single<U>)
@@ -72,28 +76,26 @@ inline __attribute__((always_inline)) void along(std::int64_t length, const Work
     work.template operator()<Single<T>>(j);
 }
 
-// Columns in the order that whole units have them, and back.
-template <class T, class X> inline void as_units(const X *__restrict from, std::int64_t length, X *__restrict to) {
+// f(place in storage, place in units) for the columns that are not at the same place in both: those before the one
+// returned.
+template <class T, class F> inline std::int64_t each_place(std::int64_t columns, const F &f) {
   constexpr int W = width<Accumulator<T>>;
   std::int64_t j = 0;
   if constexpr (is_half<T>)
-    for (; j + 2 * W <= length; j += 2 * W)
+    for (; j + 2 * W <= columns; j += 2 * W)
       for (int i = 0; i < W; ++i) {
-        to[j + i] = from[j + 2 * i];
-        to[j + W + i] = from[j + 2 * i + 1];
+        f(j + 2 * i, j + i);
+        f(j + 2 * i + 1, j + W + i);
       }
-  std::copy(from + j, from + length, to + j);
+  return j;
 }
-template <class T, class X> inline void as_stored(const X *__restrict from, std::int64_t length, X *__restrict to) {
-  constexpr int W = width<Accumulator<T>>;
-  std::int64_t j = 0;
-  if constexpr (is_half<T>)
-    for (; j + 2 * W <= length; j += 2 * W)
-      for (int i = 0; i < W; ++i) {
-        to[j + 2 * i] = from[j + i];
-        to[j + 2 * i + 1] = from[j + W + i];
-      }
-  std::copy(from + j, from + length, to + j);
+template <class T, class X> inline void as_units(const X *__restrict from, std::int64_t columns, X *__restrict to) {
+  const std::int64_t rest = each_place<T>(columns, [&](std::int64_t i, std::int64_t unit) { to[unit] = from[i]; });
+  std::copy(from + rest, from + columns, to + rest);
+}
+template <class T, class X> inline void as_stored(const X *__restrict from, std::int64_t columns, X *__restrict to) {
+  const std::int64_t rest = each_place<T>(columns, [&](std::int64_t i, std::int64_t unit) { to[i] = from[unit]; });
+  std::copy(from + rest, from + columns, to + rest);
 }
 
 // Terms of columns, in the order that units have them.

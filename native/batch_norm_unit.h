@@ -8,7 +8,11 @@
 
 // Everything that such a function calls is inlined: what it does for a unit must not become a function of its own, that
 // reads its surroundings from memory each time.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) // that would take minutes to compile
+#define WB_FLAT
+#else
 #define WB_FLAT __attribute__((flatten))
+#endif
 
 namespace wholebatch::WB_SET {
 

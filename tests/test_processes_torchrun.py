@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 from forks import server
 from launched import LONG, begin_here, draw, options, result
 from test_processes_faults import pytestmark as pytestmark
 from test_processes_faults import undisturbed as undisturbed
-from test_processes_network import epochs, told
+from test_processes_network import epochs, told, wait_for
 from wholebatch.commands.asked import Asked
 from wholebatch.commands.train import ask
 
 
 def test_a_rank_that_is_killed_under_torchrun(undisturbed: Path, tmp_path: Path):
     """The agent ends the other, if that was not quicker, and the next ranks end as if nothing had happened."""
-    agent = server().Process(target=be_agent, args=(tmp_path, undisturbed, draw("moment", 2, 30)))
+    # From outside: a thread of the rank may get its turn only when the training is over.
+    moment, doomed = draw("moment", 2, 25), tmp_path / "rank1"
+    agent = server().Process(target=be_agent, args=(tmp_path, undisturbed))
     agent.start()
     try:
+        wait_for(lambda: epochs(tmp_path / "run") >= moment, [agent])
+        os.kill(int(doomed.read_text()), signal.SIGKILL)
         agent.join(LONG)
         assert agent.exitcode == 0, told(tmp_path)
     finally:
@@ -33,7 +35,7 @@ def test_a_rank_that_is_killed_under_torchrun(undisturbed: Path, tmp_path: Path)
     assert result(tmp_path / "run") == result(undisturbed / "run")
 
 
-def be_agent(folder: Path, table: Path, moment: float) -> None:
+def be_agent(folder: Path, table: Path) -> None:
     (folder / "host").mkdir()
     begin_here(folder / "host")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -52,23 +54,17 @@ def be_agent(folder: Path, table: Path, moment: float) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     asked = ask([*options(table, 2)[1:], "--out", str(folder / "run")])
-    elastic_launch(config, be_rank)(folder, moment, asked)
+    elastic_launch(config, be_rank)(folder, asked)
 
 
-def be_rank(folder: Path, moment: float, asked: Asked) -> None:
+def be_rank(folder: Path, asked: Asked) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     start = os.environ["TORCHELASTIC_RESTART_COUNT"]
     if os.environ["RANK"] == "1" and start == "0":
-        threading.Thread(target=kill_at, args=(folder / "run", moment), daemon=True).start()
+        (folder / "rank1").write_text(str(os.getpid()))
     from wholebatch.commands.rank import leave, take_part
 
     ending = take_part(asked)
     if ending is not None:
         (folder / "host" / f"ending{os.environ['RANK']}.{start}").write_text(f"{ending.kind}: {ending.details}")
         leave(ending.code)
-
-
-def kill_at(run: Path, moment: float) -> None:
-    while epochs(run) < moment:
-        time.sleep(0.002)
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@
 
 namespace wholebatch::WB_SET {
 
-// K sums of units.
+// What is added to K sums.
 template <class U, int K> struct Values {
   U of[K];
 };

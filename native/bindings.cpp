@@ -91,6 +91,7 @@ Configuration configure(const nb::dict &d) {
   c.seed = nb::cast<std::uint64_t>(d["seed"]);
   c.threads = nb::cast<int>(d["threads"]);
   c.by_neuron = nb::cast<bool>(d["by_neuron"]);
+  c.spread = nb::cast<bool>(d["spread"]);
   c.matmul_precision = precision_of(text("matmul_precision"));
   return c;
 }

@@ -54,11 +54,16 @@ void gather(const T *table, std::int64_t columns, const std::int64_t *rows, int 
       for (std::int64_t c = begin; c < end; c += 64 / static_cast<int>(sizeof(T)))
         __builtin_prefetch(next + c);
     }
-    std::int64_t c = begin;
-    for (; c + W <= end; c += W)
+    const auto take = [&](std::int64_t c) {
       store(h + c, centre ? load(from + c) - load(centre + c) : load(from + c));
-    for (; c < end; ++c)
-      h[c] = centre ? from[c] - centre[c] : from[c];
+    };
+    for (std::int64_t c = begin; c + W <= end; c += W)
+      take(c);
+    if (end - begin >= W)
+      take(end - W); // what is left of the row, and of what is there already as much as fills a vector
+    else
+      for (std::int64_t c = begin; c < end; ++c)
+        h[c] = centre ? from[c] - centre[c] : from[c];
   }
 }
 

@@ -243,44 +243,29 @@ template <class T> void exchange(bool to_panel, T *rows, std::int64_t inputs, in
       (to_panel ? panel[k * wide + o] : rows[o * inputs + k]) = to_panel ? rows[o * inputs + k] : panel[k * wide + o];
 }
 
-// Where column c of a matrix of panels begins, and how many vectors its panel has.
-struct PanelAt {
-  std::int64_t offset;
-  int wide, within;
-};
-template <class T> inline PanelAt panel_at(int column, int columns, std::int64_t depth) {
-  constexpr int W = width<T>, N = 2 * W;
-  const int padded = (columns + W - 1) / W * W;
-  const int p = column / N;
-  return {static_cast<std::int64_t>(p) * N * depth, padded - p * N < N ? W : N, column - p * N};
-}
-
 template <class T>
-void transpose(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin, int end) {
-  constexpr int W = width<T>, N = 2 * W;
-  const PanelAt source = panel_at<T>(output, outputs, depth);
-  const T *panel = forward + source.offset;
-  const int stop = output + N < outputs ? output + N : outputs;
+void transpose(const T *from, int from_wide, int rows, T *to, int to_wide, int begin, int end, int columns) {
+  constexpr int W = width<T>;
   for (int k = begin; k < end;) {
-    const PanelAt to = panel_at<T>(k, inputs, outputs);
-    T *column = back + to.offset + to.within;
     const int rest = end - k < W ? end - k : W;
-    if (k % W == 0 && (rest == W || end == inputs)) { // a square, with zeros for the padding of inputs
-      for (int c = output; c < stop; c += W) {
+    if (k % W == 0 && (rest == W || end == columns)) { // a square, with zeros for the padding
+      for (int c = 0; c < rows; c += W) {
         Vec<T> square[W];
         for (int i = 0; i < W; ++i)
-          square[i] = i < rest ? load(panel + (k + i) * static_cast<std::int64_t>(source.wide) + c - output) : Vec<T>{};
+          square[i] = i < rest ? load(from + i * from_wide + c) : Vec<T>{};
         transpose_square<T>(square);
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i)
-          if (c + i < stop)
-            store(column + static_cast<std::int64_t>(c + i) * to.wide, square[i]);
+          if (c + i < rows)
+            store(to + (c + i) * to_wide + k, square[i]);
       }
       k += rest;
+      from += rest * from_wide;
     } else { // columns of a square that another thread shares
-      for (int c = output; c < stop; ++c)
-        column[static_cast<std::int64_t>(c) * to.wide] = panel[k * static_cast<std::int64_t>(source.wide) + c - output];
+      for (int c = 0; c < rows; ++c)
+        to[c * to_wide + k] = from[c];
       ++k;
+      from += from_wide;
     }
   }
 }

@@ -83,9 +83,9 @@ template <class T> struct Kernels {
   void (*multiply_and_update)(int rows, int count, const T *a, std::int64_t lda, const T *b, std::int64_t ldb,
                               int columns, T *out, bool first, const UpdateTerms<T> &, T *w, T *first_moment,
                               T *second_moment, const Ahead &ahead);
-  // back (panels of inputs) = the transpose of forward's panel that begins at `output`, for inputs [begin, end)
-  void (*transpose)(const T *forward, std::int64_t depth, int outputs, int output, T *back, int inputs, int begin,
-                    int end);
+  // Columns [begin, end) of `to`, so many rows of a panel of `columns` columns and its padding, which is zero: the
+  // transpose of as many rows of another panel.
+  void (*transpose)(const T *from, int from_wide, int rows, T *to, int to_wide, int begin, int end, int columns);
 
   // Between a panel and `count` rows of weights, (outputs, inputs), one way or the other.
   void (*exchange)(bool to_panel, T *rows, std::int64_t inputs, int count, T *panel, int wide);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "product_unit.h"
 #include "subnormals.h"
@@ -50,6 +51,9 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     layer.shift = layer.norm && config_.norm != Norm::rms;
     layer.depth = layer.inputs + (layer.bias ? 1 : 0);
     layer.padded = static_cast<int>(whole(layer.outputs, width));
+    // The units for rounded operands take pairs of vectors; and ranks have the same panels, whatever their threads.
+    layer.panels = {layer.outputs, width, config_.by_neuron ? config_.threads : 1,
+                    products_ || config_.spread ? Panels::most : 1};
     layer.stride = layer.padded * static_cast<std::int64_t>(sizeof(T)) % 1024 ? layer.padded : layer.padded + line;
     const bool momentum = config_.optimizer_momentum != 0;
     layer.weight.resize(static_cast<std::size_t>(layer.depth) * layer.padded, config_.optimizer, momentum);
@@ -62,7 +66,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     layer.real.resize(layer.padded);
     std::fill_n(layer.real.get(), layer.outputs, T(1));
     for (Buffer<double> *squares : {&layer.weight_squares, &layer.gradient_squares})
-      squares->resize(panels_of(layer.padded) * layer.depth);
+      squares->resize(layer.padded / width * layer.depth);
     if (layer.norm) {
       layer.gamma.resize(layer.padded, config_.optimizer, momentum);
       layer.beta.resize(layer.padded, config_.optimizer, momentum);
@@ -84,7 +88,7 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
     work.h.resize(Blocks::most * ldh_);
     work.dz.resize(Blocks::most * lddz_);
     work.packed.resize(Blocks::most * std::max(ldh_, lddz_) + width);
-    work.panel.resize(Blocks::most * panel_width());
+    work.panel.resize(Blocks::most * Panels::most * width);
     work.wanted.reserve(Blocks::most * 3 * (std::max(ldh_, lddz_) / line + 2));
     work.turned.resize(static_cast<std::size_t>(layers_.back().padded) * width);
     work.row_mean.resize(Blocks::most);
@@ -105,20 +109,17 @@ Network<T>::Network(const Configuration &configuration, const Kernels<T> &kernel
 }
 
 template <class T> typename Network<T>::Column Network<T>::column(const LayerState<T> &layer, int output) const {
-  const std::int64_t panel = output / panel_width(), wide = vectors_at(panel, layer.padded) * kernels_.width;
-  return {static_cast<std::size_t>(panel * panel_width() * layer.depth + output % panel_width()),
-          static_cast<std::size_t>(wide)};
+  const std::int64_t panel = layer.panels.of_output(output), first = layer.panels.first(panel);
+  return {static_cast<std::size_t>(first * layer.depth + output - first),
+          static_cast<std::size_t>(layer.panels.wide(panel))};
 }
 
 template <class T>
 void Network<T>::exchange_weights(const LayerState<T> &layer, bool to_net, T *rows, Buffer<T> &buffer) {
-  for (std::int64_t p = 0; p < panels_of(layer.padded); ++p) {
-    const int first = static_cast<int>(p * panel_width());
-    kernels_.exchange(to_net, rows + static_cast<std::int64_t>(first) * layer.inputs, layer.inputs,
-                      std::min(static_cast<int>(panel_width()), layer.outputs - first),
-                      buffer.get() + static_cast<std::int64_t>(first) * layer.depth,
-                      vectors_at(p, layer.padded) * kernels_.width);
-  }
+  const Panels &panels = layer.panels;
+  for (std::int64_t p = 0; p < panels.count(); ++p)
+    kernels_.exchange(to_net, rows + panels.first(p) * layer.inputs, layer.inputs, panels.columns(p),
+                      buffer.get() + panels.first(p) * layer.depth, static_cast<int>(panels.wide(p)));
 }
 
 template <class T> bool Network<T>::is_finite(std::size_t layer) const {
@@ -136,12 +137,27 @@ template <class T> void Network<T>::refresh() {
   for (int l = products_ ? 0 : 1; l <= hidden(); ++l) {
     LayerState<T> &layer = layers_[l];
     if (products_) {
-      round_weights(l, {{0, layer.depth}, {0, panels_of(layer.padded)}});
+      round_weights(l, {{0, layer.depth}, layer.panels.all()});
       continue;
     }
-    for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
-      kernels_.transpose(layer.weight.value.get(), layer.depth, layer.outputs, static_cast<int>(p * panel_width()),
-                         layer.back.get(), layer.inputs, 0, layer.inputs);
+    for (std::int64_t p = 0; p < layer.panels.count(); ++p)
+      transpose(l, p, {0, layer.inputs});
+  }
+}
+
+// Some inputs of a panel of weights, into the panels that the way back multiplies by.
+template <class T> void Network<T>::transpose(int layer, std::int64_t panel, Range inputs) {
+  LayerState<T> &state = layers_[layer];
+  const Panels &from = state.panels, &to = layers_[layer - 1].panels;
+  const T *weights = state.weight.value.get() + from.first(panel) * state.depth;
+  for (std::int64_t p = 0; p < to.count(); ++p) {
+    const std::int64_t first = to.first(p), begin = std::max(inputs.begin, first),
+                       end = std::min(inputs.end, first + to.columns(p));
+    if (begin < end)
+      kernels_.transpose(weights + begin * from.wide(panel), static_cast<int>(from.wide(panel)), from.columns(panel),
+                         state.back.get() + first * state.outputs + from.first(panel) * to.wide(p),
+                         static_cast<int>(to.wide(p)), static_cast<int>(begin - first), static_cast<int>(end - first),
+                         to.columns(p));
   }
 }
 
@@ -251,23 +267,15 @@ template <class T> void Network<T>::prepare_between(int worker, int layer) {
 
 // By example a worker has its own rows and all columns; by neuron it has all rows and its own columns. Every element is
 // computed alike either way, so the choice changes no bit.
-template <class T> typename Network<T>::Share Network<T>::share(const Step &step, int padded) const {
+template <class T> Range Network<T>::own_blocks(const Step &step) const {
   const Blocks &blocks = step.blocks;
   const std::int64_t workers = config_.threads;
-  if (config_.by_neuron)
-    return {{0, blocks.count}, own_panels(step.worker, padded)};
-  const Range all{0, panels_of(padded)};
-  if (workers == 1)
-    return {{0, blocks.count}, all};
+  if (config_.by_neuron || workers == 1)
+    return {0, blocks.count};
   const auto begin = [&](std::int64_t worker) { // whole groups
     return blocks.grouped ? blocks.group_begin(blocks.groups * worker / workers) : blocks.count * worker / workers;
   };
-  return {{begin(step.worker), begin(step.worker + 1)}, all};
-}
-
-template <class T> typename Network<T>::Range Network<T>::own_panels(int worker, int padded) const {
-  const std::int64_t panels = panels_of(padded), workers = config_.threads;
-  return {panels * worker / workers, panels * (worker + 1) / workers};
+  return {begin(step.worker), begin(step.worker + 1)};
 }
 
 template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase phase, int layer) const {
@@ -284,8 +292,7 @@ template <class T> std::int64_t Network<T>::units_of(const Blocks &blocks, Phase
 template <class T> std::int64_t Network<T>::stretch_of(const LayerState<T> &layer) const {
   const std::int64_t most = std::int64_t{1} << (products_ ? 18 : 19), unit = products_ ? Tiles::inner : 16,
                      workers = config_.threads, depth = layer.depth;
-  const std::int64_t wide = panels_of(layer.padded) * panel_width();
-  const std::int64_t cached = std::max<std::int64_t>(1, most / wide / unit) * unit;
+  const std::int64_t cached = std::max<std::int64_t>(1, most / layer.padded / unit) * unit;
   const std::int64_t each = workers == 1 ? depth : (depth + 3 * workers - 1) / (3 * workers);
   const std::int64_t largest = std::min(cached, whole(each, unit));
   std::int64_t best = largest, fewest = 0; // rows of the worker that has most
@@ -314,16 +321,19 @@ template <class T> void Network<T>::deal(int worker, std::int64_t index, bool of
 }
 
 // The part of a weight matrix that is this worker's: by neuron in everything, the outputs that it also multiplies by,
-// which stay in its cache from step to step; by example in what waits for the gradient's norm.
-template <class T> typename Network<T>::Tile Network<T>::tile(int worker, const LayerState<T> &layer) const {
-  const std::int64_t workers = config_.threads;
-  if (config_.by_neuron)
-    return {{0, layer.depth}, own_panels(worker, layer.padded)};
+// which stay in its cache from step to step; by example in what waits for the gradient's norm. The output layer, whose
+// few outputs go unevenly into the workers and which is multiplied by blocks, is shared out by inputs either way, where
+// nothing else forms its gradient by panels.
+template <class T> typename Network<T>::Tile Network<T>::tile(const Step &step, int index) const {
+  const LayerState<T> &layer = layers_[index];
+  const std::int64_t worker = step.worker, workers = config_.threads;
+  if (config_.by_neuron && (index < hidden() || products_ || is_grouped(step, index)))
+    return {{0, layer.depth}, layer.panels.of(step.worker)};
   const std::int64_t unit = products_ ? Tiles::inner : 4; // whole quadruples fill register tiles
   const std::int64_t units = (layer.depth + unit - 1) / unit;
   return {{std::min<std::int64_t>(layer.depth, units * worker / workers * unit),
            std::min<std::int64_t>(layer.depth, units * (worker + 1) / workers * unit)},
-          {0, panels_of(layer.padded)}};
+          layer.panels.all()};
 }
 
 // Worker 0 is the calling thread: it is the one that may ask Python whether there was a Ctrl-C.
@@ -358,6 +368,8 @@ template <class T> void Network<T>::close() {
 
 template <class T> double Network<T>::run(const Epoch &epoch) {
   const Spread<T> &spread = epoch.spread;
+  if (spread.counts && !config_.spread)
+    throw std::logic_error("a net for whole mini-batches was given shards");
   layout_.lay_out(epoch.steps, epoch.offsets, spread.counts, spread.shards, spread.first, spread.own,
                   [this](std::int64_t blocks) { return groups_of(blocks); });
   prepare(layout_);

@@ -86,13 +86,6 @@ public:
   void predict(const Table<T> &table, std::int64_t rows, T *out, const std::function<void(std::int64_t, double)> &poll);
 
 private:
-  struct Range {
-    std::int64_t begin, end;
-  };
-  // A worker's part of a phase: blocks of rows, and panels of columns.
-  struct Share {
-    Range blocks, panels;
-  };
   // A worker's part of a weight matrix: rows of its depth, and panels of its outputs.
   struct Tile {
     Range depth, panels;
@@ -175,7 +168,7 @@ private:
   // f(block) for the blocks that fall to this worker in a phase.
   template <class F> void each_own_block(const Step &step, Phase phase, int layer, F f) {
     if (!is_claimed(phase, layer))
-      return each_block(step, share(step, 1).blocks, f);
+      return each_block(step, own_blocks(step), f);
     const bool by_group = units_are_groups(step.blocks, phase, layer);
     for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0; poll(step.worker))
       each_block(step,
@@ -235,7 +228,7 @@ private:
   Left left_operand(int worker, int rows, int layer, Way way, const Matrix &matrix, std::int64_t panels);
   using Pack = decltype(Kernels<T>::pack);
   Matrix left_matrix(int worker, int rows, int columns, const Matrix &matrix, std::int64_t panels, Pack pack);
-  Matrix right_matrix(int worker, int rows, const Matrix &left, const Matrix &dz, std::int64_t panel, int vectors);
+  Matrix right_matrix(int worker, int rows, const Matrix &left, const Matrix &dz, std::int64_t first, int vectors);
   void multiply(const Left &left, int rows, int layer, Way way, std::int64_t panel, T *out, std::int64_t ld,
                 const Ahead &ahead);
   void round_weights(int layer, const Tile &tile);
@@ -264,6 +257,7 @@ private:
   void finish_norm(const Step &step, int layer);
   void update_norm(const Step &step, int layer);
   void update_layer(const Step &step, int layer, const Tile &tile, bool weights_are_done);
+  void transpose(int layer, std::int64_t panel, Range inputs);
   // Nothing is added to the gradient and nobody asks for it.
   bool updates_at_once(const Step &step) const {
     return step.updates && config_.alpha == 0 && config_.max_grad_norm == 0 && !is_spread();
@@ -294,25 +288,20 @@ private:
     return layer == hidden() || config_.norm == Norm::none ||
            (!config_.by_neuron && !is_grouped(step, layer) && !products_);
   }
-  Share share(const Step &step, int padded) const;
-  Range own_panels(int worker, int padded) const;
-  Tile tile(int worker, const LayerState<T> &layer) const;
+  Range own_blocks(const Step &step) const;
+  Range own_panels(const Step &step, const Panels &panels) const {
+    return config_.by_neuron ? panels.of(step.worker) : panels.all();
+  }
+  Tile tile(const Step &step, int index) const;
   void poll(int worker);
   Team &team();
 
-  std::int64_t panel_width() const { return 2 * kernels_.width; } // outputs that lie side by side
-  std::int64_t panels_of(int padded) const { return (padded + panel_width() - 1) / panel_width(); }
-  // Of so many outputs, those in a panel: in vectors, and without padding.
-  int columns_at(std::int64_t panel, int outputs) const {
-    return static_cast<int>(std::min<std::int64_t>(panel_width(), outputs - panel * panel_width()));
-  }
-  int vectors_at(std::int64_t panel, int padded) const { return (panel + 1) * panel_width() <= padded ? 2 : 1; }
   // f(panel, offset, count) for each panel's stretch of a tile: its rows stand one behind the other.
   template <class F> void each_stretch(const LayerState<T> &state, const Tile &tile, F f) const {
     if (tile.depth.begin < tile.depth.end)
       for (std::int64_t p = tile.panels.begin; p < tile.panels.end; ++p) {
-        const std::int64_t wide = vectors_at(p, state.padded) * kernels_.width;
-        f(p, p * panel_width() * state.depth + tile.depth.begin * wide, (tile.depth.end - tile.depth.begin) * wide);
+        const std::int64_t wide = state.panels.wide(p);
+        f(p, state.panels.first(p) * state.depth + tile.depth.begin * wide, (tile.depth.end - tile.depth.begin) * wide);
       }
   }
   int hidden() const { return static_cast<int>(layers_.size()) - 1; }

@@ -42,10 +42,12 @@ void Network<T>::predict(const Table<T> &table, std::int64_t rows, T *out,
       for (int l = 0; l <= hidden(); ++l) {
         LayerState<T> &layer = layers_[l];
         const Matrix h =
-            left_matrix(worker, count, layer.depth, {work.h.get(), ldh_}, panels_of(layer.padded), kernels_.pack);
-        for (std::int64_t p = 0; p < panels_of(layer.padded); ++p)
-          kernels_.multiply(count, layer.depth, h.at, h.ld, layer.weight.value.get() + p * panel_width() * layer.depth,
-                            columns_at(p, layer.outputs), work.dz.get() + p * panel_width(), lddz_, {});
+            left_matrix(worker, count, layer.depth, {work.h.get(), ldh_}, layer.panels.count(), kernels_.pack);
+        for (std::int64_t p = 0; p < layer.panels.count(); ++p) {
+          const std::int64_t first = layer.panels.first(p);
+          kernels_.multiply(count, layer.depth, h.at, h.ld, layer.weight.value.get() + first * layer.depth,
+                            layer.panels.columns(p), work.dz.get() + first, lddz_, {});
+        }
         if (l == hidden())
           break;
         const Between<T> &between = work.layers[l].between;

@@ -67,11 +67,11 @@ typename Network<T>::Matrix Network<T>::left_matrix(int worker, int rows, int co
   return {packed, 0};
 }
 
-// A panel of a block's dz, that `left` is multiplied by: packed where `left` is.
+// A panel of a block's dz, from the column `first` on, that `left` is multiplied by: packed where `left` is.
 template <class T>
 typename Network<T>::Matrix Network<T>::right_matrix(int worker, int rows, const Matrix &left, const Matrix &dz,
-                                                     std::int64_t panel, int vectors) {
-  T *at = dz.at + panel * panel_width();
+                                                     std::int64_t first, int vectors) {
+  T *at = dz.at + first;
   if (left.ld > 0)
     return {at, dz.ld};
   T *packed = work_[worker].panel.get();
@@ -99,16 +99,16 @@ void Network<T>::multiply(const Left &left, int rows, int layer, Way way, std::i
                           const Ahead &ahead) {
   LayerState<T> &state = layers_[layer];
   const bool forward = way == Way::forward;
-  const int inner = forward ? state.inputs : state.outputs,
-            columns = columns_at(panel, forward ? state.outputs : state.inputs);
-  const std::int64_t first = panel * panel_width();
+  const Panels &panels = forward ? state.panels : layers_[layer - 1].panels;
+  const int inner = forward ? state.inputs : state.outputs;
+  const std::int64_t first = panels.first(panel);
   if (!products_) {
     const int depth = forward ? state.depth : state.outputs;
     const T *weights = forward ? state.weight.value.get() : state.back.get();
-    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth, columns, out, ld,
-                             ahead);
+    return kernels_.multiply(rows, depth, left.matrix.at, left.matrix.ld, weights + first * depth,
+                             panels.columns(panel), out, ld, ahead);
   }
-  const int vectors = vectors_at(panel, forward ? state.padded : layers_[layer - 1].padded);
+  const int vectors = panels.vectors(panel);
   const Tiles weights = tiles_of(forward ? state.rounded : state.rounded_back, steps_of(inner));
   const T *bias = forward && state.bias
                       ? state.weight.value.get() + first * state.depth + state.inputs * vectors * kernels_.width
@@ -128,8 +128,8 @@ template <class T> void Network<T>::round_weights(int layer, const Tile &tile) {
   if (rows <= 0)
     return;
   for (std::int64_t p = tile.panels.begin; p < tile.panels.end; ++p) {
-    const std::int64_t first = p * panel_width();
-    const int wide = vectors_at(p, state.padded) * kernels_.width;
+    const std::int64_t first = state.panels.first(p);
+    const int wide = static_cast<int>(state.panels.wide(p));
     const T *weights = state.weight.value.get() + first * state.depth + static_cast<std::int64_t>(begin) * wide;
     products_->right_by_rows(wide, rows, steps_of(rows), weights, wide,
                              forward.from(first / Tiles::outer, begin / Tiles::inner));
@@ -151,16 +151,14 @@ template <class T>
 void Network<T>::keep_gradient(const Step &step, int layer, std::int64_t block, const Matrix &dz, Range panels) {
   const LayerState<T> &state = layers_[layer];
   const int rows = step.blocks.at(block).count;
-  const std::int64_t begin = panels.begin * panel_width(),
-                     end = std::min<std::int64_t>(panels.end * panel_width(), state.padded);
+  const std::int64_t begin = state.panels.first(panels.begin), end = state.panels.first(panels.end);
   const Run run = run_of(step, block);
   const Tiles kept = tiles_of(rounded_gradients_[layer % 2], steps_kept(state));
   products_->right_by_rows(static_cast<int>(end - begin), rows, static_cast<int>(run.count), dz.at + begin, dz.ld,
                            kept.from(begin / Tiles::outer, run.begin));
   for (std::int64_t p = panels.begin; state.bias && p < panels.end; ++p)
-    kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld,
-                                 columns_at(p, state.outputs),
-                                 bias_sums_[layer % 2].get() + block * state.padded + p * panel_width(), true, {});
+    kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + state.panels.first(p), dz.ld, state.panels.columns(p),
+                                 bias_sums_[layer % 2].get() + block * state.padded + state.panels.first(p), true, {});
 }
 
 // Adds a block's part of some panels of dW to the sum of its group.
@@ -173,21 +171,19 @@ void Network<T>::add_rounded_to_part(const Step &step, int layer, std::int64_t b
   const bool first = step.blocks.group_begin(group) == block;
   const int rows = step.blocks.at(block).count, steps = steps_of(rows);
   const Tiles left = tiles_of(work.left, steps), right = tiles_of(work.right, steps);
-  const std::int64_t begin = panels.begin * panel_width(),
-                     end = std::min<std::int64_t>(panels.end * panel_width(), state.padded);
+  const std::int64_t begin = state.panels.first(panels.begin), end = state.panels.first(panels.end);
   products_->left_by_rows(state.inputs, rows, steps, h.at, h.ld, left);
   products_->right_by_rows(static_cast<int>(end - begin), rows, steps, dz.at + begin, dz.ld,
                            right.from(begin / Tiles::outer, 0));
   T *part = parts_[layer % 2].get() + group * part_size_;
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-    const int vectors = vectors_at(p, state.padded), wide = vectors * kernels_.width;
-    T *sum = part + p * panel_width() * state.depth;
-    products_->multiply(state.inputs, vectors, steps, left, right.from(p * panel_width() / Tiles::outer, 0),
+    const std::int64_t column = state.panels.first(p), wide = state.panels.wide(p);
+    T *sum = part + column * state.depth;
+    products_->multiply(state.inputs, state.panels.vectors(p), steps, left, right.from(column / Tiles::outer, 0),
                         first ? nullptr : sum, wide, sum, wide);
     if (state.bias)
-      kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + p * panel_width(), dz.ld,
-                                   columns_at(p, state.outputs), sum + static_cast<std::int64_t>(state.inputs) * wide,
-                                   first, {});
+      kernels_.multiply_transposed(rows, 1, ones_.get(), 1, dz.at + column, dz.ld, state.panels.columns(p),
+                                   sum + static_cast<std::int64_t>(state.inputs) * wide, first, {});
   }
 }
 
@@ -226,8 +222,9 @@ void Network<T>::add_up_rounded(const Step &step, int layer, const Tile &tile, c
     });
     alignas(64) T fresh[Tiles::inner * Tiles::inner];
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-      const int vectors = vectors_at(panel, state.padded), wide = vectors * kernels_.width;
-      const Tiles right = kept.from(panel * panel_width() / Tiles::outer, first_run.begin);
+      const int vectors = state.panels.vectors(panel);
+      const std::int64_t wide = state.panels.wide(panel);
+      const Tiles right = kept.from(state.panels.first(panel) / Tiles::outer, first_run.begin);
       const auto add = [&](std::int64_t row, int rows, T *to) {
         products_->multiply(rows, vectors, steps, left.from(row / Tiles::outer, 0), right,
                             b == shard.block ? nullptr : sum + at + row * wide, wide, to, wide);
@@ -246,10 +243,10 @@ void Network<T>::add_up_rounded(const Step &step, int layer, const Tile &tile, c
                  [&](std::int64_t, std::int64_t at, std::int64_t count) { std::fill_n(sum + at, count, T(0)); });
   else if (has_bias)
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-      const std::int64_t wide = vectors_at(panel, state.padded) * kernels_.width, row = at + inputs * wide;
+      const std::int64_t wide = state.panels.wide(panel), row = at + inputs * wide;
       kernels_.sum_parts(wide, static_cast<int>(shard.blocks),
-                         bias_sums_[layer % 2].get() + shard.block * state.padded + panel * panel_width(), state.padded,
-                         sum + row);
+                         bias_sums_[layer % 2].get() + shard.block * state.padded + state.panels.first(panel),
+                         state.padded, sum + row);
       if (updates)
         update(row, wide, sum + row);
     });

@@ -134,6 +134,7 @@ template <class T> int count_same(int &compared) {
         if (norm != Norm::batch && sync != Sync::all)
           continue;
         Configuration c = configuration(norm, false, variant);
+        c.spread = true;
         // Over all rows as many ranks as one likes give the same bits; over a rank's own, only threads may differ.
         const auto first = over(sync == Sync::all ? 1 : 2, c, problem, sync, true)[0];
         for (int ranks : {1, 2, 4}) {

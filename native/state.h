@@ -7,6 +7,7 @@
 #include "ahead.h"
 #include "buffer.h"
 #include "kernels.h"
+#include "panels.h"
 #include "products.h"
 
 namespace wholebatch {
@@ -28,6 +29,7 @@ struct Configuration {
   std::uint64_t seed;
   int threads;
   bool by_neuron;
+  bool spread = false; // mini-batches are in shards: gradients go from rank to rank, as they lie in panels
   MatmulPrecision matmul_precision = MatmulPrecision::highest;
 };
 
@@ -63,10 +65,11 @@ template <class T> struct LayerState {
   int depth;              // inputs, and one more for the bias: the bias is the weight of a last input that is always 1
   int padded;             // outputs in whole vectors
   std::int64_t stretch;   // rows of `weight` that one worker gets the gradient of at a time
+  Panels panels;          // of outputs
   std::int64_t stride;    // of z and its gradient: padded, off the powers of two that would crowd one cache set
   bool bias, norm, shift; // shift: the norm has a beta (rms has none)
-  Parameter<T> weight;    // panels of outputs: [panel][depth][panel width]
-  Buffer<T> back;         // its transpose, panels of inputs: [panel][outputs][panel width]
+  Parameter<T> weight;    // [panel][depth][panel's outputs]
+  Buffer<T> back;         // its transpose, in panels of inputs: [panel][outputs][panel's inputs]
   Buffer<Rounded> rounded, rounded_back; // or both, without the bias, as tiles of rounded operands
   Parameter<T> gamma, beta;              // padded, zero in the padding
   Buffer<T> real;                        // 1 in outputs, 0 in the padding
@@ -80,7 +83,7 @@ template <class T> struct LayerState {
   Buffer<T> row_mean, row_rstd;                    // layer and rms norm
   Buffer<double> means, m2s, sum_gs, sum_gxs;      // [block][padded]
   Shared shared;                                   // where the mini-batch is in shards
-  Buffer<double> weight_squares, gradient_squares; // of each row: [panel][depth]
+  Buffer<double> weight_squares, gradient_squares; // of each vector of each row: [vector][depth]
 };
 
 // What a worker holds for itself: each layer's merged statistics (every worker merges, so that one meeting is enough)

@@ -66,10 +66,10 @@ template <class T> double Network<T>::count_of(const Step &step, Rows rows) cons
 // rows: down each column, a sum at a time, it took a fifth of a small step.
 template <class T> void Network<T>::add_centre(const LayerState<T> &state, const double *mean) {
   std::copy_n(mean, state.padded, centre_sums_.get());
-  for (std::int64_t p = 0; p < panels_of(state.padded); ++p) {
-    double *sums = centre_sums_.get() + p * panel_width();
-    const std::int64_t wide = vectors_at(p, state.padded) * kernels_.width;
-    const T *weights = state.weight.value.get() + p * panel_width() * state.depth;
+  for (std::int64_t p = 0; p < state.panels.count(); ++p) {
+    double *sums = centre_sums_.get() + state.panels.first(p);
+    const std::int64_t wide = state.panels.wide(p);
+    const T *weights = state.weight.value.get() + state.panels.first(p) * state.depth;
     for (int k = 0; k < state.inputs; ++k) {
       const auto centre = static_cast<double>(centre_[k]);
       for (std::int64_t c = 0; c < wide; ++c)

@@ -265,24 +265,23 @@ typename Network<T>::Matrix Network<T>::inputs(const Step &step, int layer, std:
 
 template <class T> void Network<T>::forward(const Step &step, int layer) {
   LayerState<T> &state = layers_[layer];
-  const Share share = this->share(step, state.padded);
-  if (share.panels.begin == share.panels.end)
+  const Range panels = own_panels(step, state.panels);
+  if (panels.begin == panels.end)
     return;
   each_own_block(step, Phase::forward, layer, [&](std::int64_t b) {
     if (layer > 0 && row_norm() && !config_.by_neuron)
       row_statistics(step, layer - 1, {b, b + 1});
     const Rows rows = step.blocks.at(b);
     const Left h = left_operand(step.worker, rows.count, layer, Way::forward,
-                                inputs(step, layer, b, 0, state.depth, false), share.panels.end - share.panels.begin);
+                                inputs(step, layer, b, 0, state.depth, false), panels.end - panels.begin);
     const Wanted &wanted = want_up(step, layer, b);
-    for (std::int64_t p = share.panels.begin; p < share.panels.end; ++p) {
-      const std::int64_t column = p * panel_width();
-      const int vectors = vectors_at(p, state.padded);
+    for (std::int64_t p = panels.begin; p < panels.end; ++p) {
+      const std::int64_t column = state.panels.first(p);
       T *z = state.z.get() + rows.first * state.stride + column;
       multiply(h, rows.count, layer, Way::forward, p, z, state.stride,
-               wanted.part(p - share.panels.begin, share.panels.end - share.panels.begin));
+               wanted.part(p - panels.begin, panels.end - panels.begin));
       if (config_.norm == Norm::batch) // while the panel is hot
-        kernels_.moments(between(step, layer), rows, z, state.stride, vectors,
+        kernels_.moments(between(step, layer), rows, z, state.stride, state.panels.vectors(p),
                          state.means.get() + b * state.padded + column, state.m2s.get() + b * state.padded + column);
     }
   });
@@ -296,10 +295,10 @@ template <class T> void Network<T>::output(const Step &step, std::int64_t block)
     row_statistics(step, last - 1, {block, block + 1});
   const Rows rows = step.blocks.at(block);
   const Left h = left_operand(step.worker, rows.count, last, Way::forward,
-                              inputs(step, last, block, 0, state.depth, false), panels_of(state.padded));
+                              inputs(step, last, block, 0, state.depth, false), state.panels.count());
   T *out = gradients_of(last) + rows.first * state.stride;
-  for (std::int64_t p = 0; p < panels_of(state.padded); ++p)
-    multiply(h, rows.count, last, Way::forward, p, out + p * panel_width(), state.stride, {});
+  for (std::int64_t p = 0; p < state.panels.count(); ++p)
+    multiply(h, rows.count, last, Way::forward, p, out + state.panels.first(p), state.stride, {});
   loss_blocks_[block] = kernels_.loss(step.loss, rows.count, out, state.stride, step.order + rows.first, table.classes,
                                       table.values, table.weights, work_[step.worker].turned.get());
 }
@@ -316,8 +315,8 @@ typename Network<T>::Matrix Network<T>::gradient_of_sums(const Step &step, int l
     return {g, state.stride};
   const Matrix dz =
       has_gradient_of_sums(step, layer) ? Matrix{g, state.stride} : Matrix{work_[step.worker].dz.get(), lddz_};
-  const int begin = static_cast<int>(panels.begin * panel_width()),
-            end = static_cast<int>(std::min<std::int64_t>(panels.end * panel_width(), state.padded));
+  const int begin = static_cast<int>(state.panels.first(panels.begin)),
+            end = static_cast<int>(state.panels.first(panels.end));
   kernels_.input_gradient(between(step, layer), rows, state.z.get() + rows.first * state.stride, g, state.stride, begin,
                           end, dz.at, dz.ld);
   return dz;
@@ -327,9 +326,9 @@ typename Network<T>::Matrix Network<T>::gradient_of_sums(const Step &step, int l
 // the layer's weights.
 template <class T> void Network<T>::backward(const Step &step, int layer, std::int64_t block, bool has_inputs) {
   const LayerState<T> &state = layers_[layer];
-  const Range all{0, panels_of(state.padded)};
+  const Range all = state.panels.all();
   const bool grouped = is_grouped(step, layer) && !config_.by_neuron;
-  const Range panels = layer > 0 ? share(step, layers_[layer - 1].padded).panels : Range{0, 0};
+  const Range panels = layer > 0 ? own_panels(step, layers_[layer - 1].panels) : Range{0, 0};
   if (layer > 0 && panels.begin == panels.end)
     return;
   const Matrix dz = gradient_of_sums(step, layer, block, all);
@@ -347,15 +346,14 @@ template <class T> void Network<T>::backward(const Step &step, int layer, std::i
   LayerState<T> &below = layers_[layer - 1];
   const Left left = left_operand(step.worker, rows.count, layer, Way::back, dz, panels.end - panels.begin);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-    const std::int64_t column = p * panel_width(), at = rows.first * below.stride + column;
-    const int vectors = vectors_at(p, below.padded);
+    const std::int64_t column = below.panels.first(p), at = rows.first * below.stride + column;
     T *g = gradients_of(layer - 1) + at;
     multiply(left, rows.count, layer, Way::back, p, g, below.stride,
              wanted.part(gradient_parts + p - panels.begin, parts));
     double *sum_g = below.norm ? below.sum_gs.get() + block * below.padded + column : nullptr;
     double *sum_gx = below.norm ? below.sum_gxs.get() + block * below.padded + column : nullptr;
     kernels_.output_gradient(between(step, layer - 1), rows, below.z.get() + at, g, below.stride,
-                             static_cast<int>(column), vectors, sum_g, sum_gx);
+                             static_cast<int>(column), below.panels.vectors(p), sum_g, sum_gx);
   }
 }
 

@@ -9,14 +9,14 @@ namespace wholebatch {
 template <class T> template <class F> void Network<T>::each_tile(const Step &step, Phase phase, int layer, F f) {
   LayerState<T> &state = layers_[layer];
   if (config_.by_neuron) {
-    const Tile own = tile(step.worker, state);
-    if (own.panels.begin < own.panels.end)
+    const Tile own = tile(step, layer);
+    if (own.panels.begin < own.panels.end && own.depth.begin < own.depth.end)
       f(own);
     return;
   }
   const std::int64_t stretch = state.stretch;
   const auto visit = [&](std::int64_t unit) {
-    f(Tile{{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, {0, panels_of(state.padded)}});
+    f(Tile{{unit * stretch, std::min<std::int64_t>((unit + 1) * stretch, state.depth)}, state.panels.all()});
   };
   if (is_claimed(phase, layer))
     for (std::int64_t unit; (unit = claims_.next(set_of(phase, layer), step.worker)) >= 0;)
@@ -71,8 +71,9 @@ template <class T> void Network<T>::add_up(const Step &step, int layer, const Ti
     const Matrix left = left_matrix(step.worker, rows.count, count, {h.at + begin, h.ld},
                                     tile.panels.end - tile.panels.begin, kernels_.pack_transposed);
     each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t) {
-      const int columns = columns_at(panel, state.outputs);
-      const Matrix right = right_matrix(step.worker, rows.count, left, dz, panel, vectors_at(panel, state.padded));
+      const int columns = state.panels.columns(panel);
+      const Matrix right =
+          right_matrix(step.worker, rows.count, left, dz, state.panels.first(panel), state.panels.vectors(panel));
       if (updates_at_once(step) && b == last)
         kernels_.multiply_and_update(rows.count, count, left.at, left.ld, right.at, right.ld, columns, sum + at,
                                      b == first, step.update, state.weight.value.get() + at, state.weight.first.at(at),
@@ -135,23 +136,27 @@ void Network<T>::add_to_part(const Step &step, int layer, std::int64_t block, co
   const Matrix left =
       left_matrix(step.worker, rows, state.depth, h, panels.end - panels.begin, kernels_.pack_transposed);
   for (std::int64_t p = panels.begin; p < panels.end; ++p) {
-    const Matrix right = right_matrix(step.worker, rows, left, dz, p, vectors_at(p, state.padded));
-    kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, columns_at(p, state.outputs),
-                                 part + p * panel_width() * state.depth, first, wanted.part(p - panels.begin, parts));
+    const std::int64_t column = state.panels.first(p);
+    const Matrix right = right_matrix(step.worker, rows, left, dz, column, state.panels.vectors(p));
+    kernels_.multiply_transposed(rows, state.depth, left.at, left.ld, right.at, right.ld, state.panels.columns(p),
+                                 part + column * state.depth, first, wanted.part(p - panels.begin, parts));
   }
 }
 
-// The squares of each row of a tile, by panel and row: sums in a fixed order, whoever asks.
+// The squares of each row of a tile, by vector and row: sums in a fixed order, whoever asks and however wide his panels
+// are.
 template <class T>
 void Network<T>::square_rows(const LayerState<T> &state, const Tile &tile, const Buffer<T> &of,
                              Buffer<double> &squares) {
   each_stretch(state, tile, [&](std::int64_t panel, std::int64_t at, std::int64_t count) {
-    const std::int64_t wide = vectors_at(panel, state.padded) * kernels_.width;
-    double *row = squares.get() + panel * state.depth + tile.depth.begin;
-    for (std::int64_t i = 0; i < count; i += wide, ++row) {
-      *row = 0;
-      for (std::int64_t c = i; c < i + wide; ++c)
-        *row += static_cast<double>(of[at + c]) * static_cast<double>(of[at + c]);
+    const std::int64_t wide = state.panels.wide(panel), width = kernels_.width;
+    for (std::int64_t v = 0; v < wide; v += width) {
+      double *sum = squares.get() + (state.panels.first(panel) + v) / width * state.depth + tile.depth.begin;
+      for (std::int64_t i = at + v; i < at + count; i += wide, ++sum) {
+        *sum = 0;
+        for (std::int64_t c = i; c < i + width; ++c)
+          *sum += static_cast<double>(of[c]) * static_cast<double>(of[c]);
+      }
     }
   });
 }
@@ -184,15 +189,13 @@ template <class T> void Network<T>::update_layer(const Step &step, int layer, co
     if (!weights_are_done)
       kernels_.update(step.update, count, p.value.get() + at, p.gradient.get() + at, p.first.at(at), p.second.at(at));
     if (config_.optimizer_eps == 0) { // Adam's 0 / 0 must not reach the padding
-      const std::int64_t wide = vectors_at(panel, state.padded) * kernels_.width;
+      const std::int64_t wide = state.panels.wide(panel);
       for (std::int64_t i = 0; i < count; i += wide)
-        for (std::int64_t c = std::max<std::int64_t>(0, state.outputs - panel * panel_width()); c < wide; ++c)
+        for (std::int64_t c = state.panels.columns(panel); c < wide; ++c)
           state.weight.value[at + i + c] = 0;
     }
     if (layer > 0 && !products_)
-      kernels_.transpose(state.weight.value.get(), state.depth, state.outputs, static_cast<int>(panel * panel_width()),
-                         state.back.get(), state.inputs, static_cast<int>(tile.depth.begin),
-                         static_cast<int>(std::min<std::int64_t>(tile.depth.end, state.inputs)));
+      transpose(layer, panel, {tile.depth.begin, std::min<std::int64_t>(tile.depth.end, state.inputs)});
   });
   if (products_)
     round_weights(layer, tile);
@@ -223,7 +226,7 @@ template <class T> void Network<T>::update_norm(const Step &step, int layer) {
 template <class T> void Network<T>::clip_and_update(const Step &step) {
   double squares = 0;
   for (const LayerState<T> &state : layers_) {
-    for (std::int64_t i = 0; i < panels_of(state.padded) * state.depth; ++i)
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(state.gradient_squares.size()); ++i)
       squares += state.gradient_squares[i];
     for (int c = 0; state.norm && c < state.outputs; ++c)
       squares += static_cast<double>(state.gamma.gradient[c]) * static_cast<double>(state.gamma.gradient[c]) +
@@ -235,7 +238,7 @@ template <class T> void Network<T>::clip_and_update(const Step &step) {
     return;
   for (int l = 0; l <= hidden(); ++l) {
     LayerState<T> &state = layers_[l];
-    const Tile tile = this->tile(step.worker, state);
+    const Tile tile = this->tile(step, l);
     each_stretch(state, tile, [&](std::int64_t, std::int64_t at, std::int64_t count) {
       for (std::int64_t i = at; i < at + count; ++i)
         state.weight.gradient[i] *= factor;
@@ -255,9 +258,9 @@ template <class T> void Network<T>::add_penalty(const Step &step) {
     return;
   double squares = 0;
   for (const LayerState<T> &state : layers_)
-    for (std::int64_t panel = 0; panel < panels_of(state.padded); ++panel)
+    for (std::int64_t vector = 0; vector < state.padded / kernels_.width; ++vector)
       for (int k = 0; k < state.inputs; ++k)
-        squares += state.weight_squares[panel * state.depth + k];
+        squares += state.weight_squares[vector * state.depth + k];
   const double penalty =
       0.5 * step.penalty * squares * static_cast<double>(step.whole); // totals count each example once
   total_loss_ += penalty;

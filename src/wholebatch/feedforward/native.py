@@ -172,6 +172,7 @@ class NativeEngine:
             "seed": self.seed,
             "threads": threads,
             "by_neuron": by_neuron,
+            "spread": self.peers is not None,
             "matmul_precision": self.matmul_precision,
         }
 

@@ -106,7 +106,9 @@ template <class T> Table<T> table_of(const Problem<T> &problem, bool sparse) {
 // All that training changes.
 template <class T> void append_parameters(Network<T> &net, std::vector<T> &found) {
   for (auto &layer : net.layers()) {
-    found.insert(found.end(), layer.weight.value.get(), layer.weight.value.get() + layer.weight.value.size());
+    for (int o = 0; o < layer.outputs; ++o) // not as they lie in panels, which go by threads
+      for (int i = 0; i < layer.depth; ++i)
+        found.push_back(layer.weight.value[net.column(layer, o).at(i)]);
     for (int o = 0; layer.norm && o < layer.outputs; ++o) {
       found.push_back(layer.gamma.value[o]);
       found.push_back(static_cast<T>(layer.running_var[o]));

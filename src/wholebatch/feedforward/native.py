@@ -24,6 +24,7 @@ from wholebatch.feedforward.reference import ReferenceEngine
 from wholebatch.feedforward.settings import Loss, MatmulPrecision, Optimizer, Split
 from wholebatch.feedforward.spreading import Spreading
 from wholebatch.feedforward.threads import choose_split, choose_threads, usable_cores
+from wholebatch.feedforward.views import Views
 from wholebatch.kernels import native_module
 from wholebatch.sharing import Meeting
 
@@ -51,6 +52,7 @@ class NativeEngine:
         self.model, self.loss, self.optimizer, self.seed = model, loss, optimizer, seed
         self.matmul_precision = matmul_precision
         self._parts = model.parts()
+        self._views = Views(self._parts, dict(zip(optimizer.state_names, ("first", "second"), strict=False)))
         self.n_threads, self.split = n_threads, split
         self.step = 0
         self.optimizer_state = make_state(model, optimizer)
@@ -255,16 +257,13 @@ class NativeEngine:
 
     def _each(self, visit: Callable[[int, str, str, np.ndarray], None]) -> None:
         """``visit(layer, role, form, array)`` for every parameter and its optimizer state, contiguous."""
-        forms = dict(zip(self.optimizer.state_names, ("first", "second"), strict=False))
-        for index, layer in enumerate(self._parts):
-            for role, name, parameter in layer.parameters():
-                pairs = [("value", parameter.detach())]
-                pairs += [(form, self.optimizer_state[f"{state}.{name}"]) for state, form in forms.items()]
-                for form, tensor in pairs:
-                    whole = tensor.contiguous()
-                    visit(index, role, form, whole.numpy())
-                    if whole.data_ptr() != tensor.data_ptr():
-                        tensor.copy_(whole)
+        for view in self._views.of(self.optimizer_state):
+            if view.array is not None:
+                visit(view.layer, view.role, view.form, view.array)
+                continue
+            whole = view.tensor.detach().contiguous()
+            visit(view.layer, view.role, view.form, whole.numpy())
+            view.tensor.detach().copy_(whole)
 
     def _load(self, network: Any) -> None:
         self._each(network.set)

@@ -15,9 +15,10 @@ from benchmarks.talk import Talk
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BURST_SECONDS = 0.03
-# An epoch of ours copies the parameters in and out, and a real one has hundreds of steps. At shape E (3 million
-# weights) that takes 30 ms: 6 % of one step, 1.5 % of four.
+# So long that what a burst begins with is a few hundredths of it, as of an epoch: cold caches, threads that sleep, and
+# for ours the copying of the parameters (1 ms at shape C, of which six steps fill 30 ms).
+BURST_SECONDS = 0.1
+# At shape E (3 million weights) the copying takes 30 ms: 6 % of one step, 1.5 % of four.
 LEAST_STEPS = {"wholebatch": 4}
 
 

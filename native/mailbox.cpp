@@ -30,7 +30,9 @@ namespace {
 constexpr int spins = 64;
 constexpr int yields = 2000; // about a millisecond on a free core
 constexpr std::int64_t late = 50'000;
-constexpr int crowded_waits = 1000;
+// Parked waits before the core is tried again: few at first, for the system's own threads displace anyone now and then,
+// and twice as many each time that it is crowded still.
+constexpr int least_parked = 16, most_parked = 1024;
 
 std::int64_t now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -284,12 +286,15 @@ bool Mailbox::wait_for(Place &other, std::int64_t deadline) {
   const long displaced = crowded_ == 0 ? times_displaced() : 0;
   std::int64_t before = now();
   for (int i = 0; crowded_ == 0 && i < yields; ++i) {
-    if (there())
+    if (there()) {
+      if (i > 0) // others would have had the core by now
+        patience_ = std::max(least_parked, patience_ / 2);
       return true;
+    }
     sched_yield();
     const std::int64_t after = now();
     if (after - before > late && times_displaced() != displaced) {
-      crowded_ = crowded_waits;
+      crowded_ = patience_ = std::clamp(2 * patience_, least_parked, most_parked);
       break;
     }
     before = after;

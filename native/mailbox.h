@@ -122,7 +122,8 @@ private:
   int next_ = 0; // the rank to wait for
   bool standing_by_ = false;
   std::vector<double> room_;
-  int crowded_ = 0; // for so many more waits: park instead of yielding
+  int crowded_ = 0;  // for so many more waits: park instead of yielding
+  int patience_ = 0; // how many there were the last time
 };
 
 } // namespace wholebatch
